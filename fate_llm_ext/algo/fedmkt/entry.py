@@ -1,0 +1,129 @@
+"""What the `fedmkt` component runs: one party's whole task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, List
+
+import numpy as np
+
+from fate_llm_ext import __version__
+from fate_llm_ext.algo.base import Metrics
+from fate_llm_ext.algo.fedmkt.alone import Alone
+from fate_llm_ext.algo.fedmkt.arms import main_arm, paper_arm
+from fate_llm_ext.algo.fedmkt.client import Client
+from fate_llm_ext.algo.fedmkt.config import FedMKTConfig
+from fate_llm_ext.algo.fedmkt.handshake import greet, welcome
+from fate_llm_ext.algo.fedmkt.learner import Learner
+from fate_llm_ext.algo.fedmkt.public import load_labelled, load_public, load_test
+from fate_llm_ext.algo.fedmkt.server import Server
+from fate_llm_ext.algo.fedmkt.teaching import Translator
+from fate_llm_ext.algo.session import federated_task
+from fate_llm_ext.data.datasets import read_rows
+from fate_llm_ext.data.templates import Example
+from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.federation.channel import Channel
+from fate_llm_ext.models.loading import resolve_device
+from fate_llm_ext.progress import emit
+from fate_llm_ext.site import Site, current_site
+
+
+def run_train(ctx: Any, role: Any, parameters: Dict[str, Any], train_data: Any, output_model: Any) -> None:
+    """The train stage of one party.
+
+    Args:
+        ctx: FATE's context.
+        role: FATE's role.
+        parameters: fields of :class:`FedMKTConfig` that the job gives.
+        train_data: reader of the private table (guest and hosts).
+        output_model: writer of the model directory.
+    """
+    config = FedMKTConfig(**parameters)
+    with federated_task(ctx, config.network) as channel:
+        emit("phase", arm="", round=0, phase="loading")
+        channel.heartbeat("reading the data")
+        site = current_site(role.name, ctx.federation.local_party[1])
+        task = _Task(ctx, config, site, channel)
+        if role.is_arbiter:
+            task.arbiter()
+        else:
+            task.client(Path(train_data.get_directory()))
+        folder = Path(output_model.get_directory())
+        task.learner.save(folder, _model_card(config, role.name))
+        output_model.write_metadata({"algorithm": "fedmkt", "version": __version__, "base_model": config.model.name})
+
+
+class _Task:
+    """The steps of one party, in order: data, handshake, model, comparisons, FedMKT."""
+
+    def __init__(self, ctx: Any, config: FedMKTConfig, site: Site, channel: Channel) -> None:
+        self.config = config
+        self.channel = channel
+        self.metrics = Metrics(ctx)
+        self._site = site
+        self._model_folder = site.lookup("models", config.model.name)
+        self._device = resolve_device(site.device)
+        self._public_path = site.lookup("public", config.public.name)
+        self.public, self.fingerprint = load_public(self._public_path, config)
+        self.learner: Learner
+
+    def client(self, table: Path) -> None:
+        """A guest's or host's task."""
+        config, channel = self.config, self.channel
+        private = load_labelled(table, "train", config)
+        if not private:
+            rows = len(read_rows(table, "train", config.task.columns))
+            raise ExtensionError("E332", table=table.name, rows=rows)
+        self._load(load_test(table, self._public_path, config))
+        teacher = greet(channel, self.learner, self.fingerprint)
+        channel.heartbeat("tokenising the private rows")
+        items = self.learner.gold_items(private)
+        gold = self.learner.public_items(np.arange(len(self.public.labelled)), {})
+        for arm in config.compare:
+            if arm in ("zero_shot", "standalone", "standalone_public"):
+                phases = {"zero_shot": [], "standalone": [items], "standalone_public": [items, gold]}[arm]
+                Alone(arm, phases, self.learner, self.metrics).run()
+        translator = Translator(self.learner, teacher, channel.peers[0].name, channel.heartbeat)
+        for rows_of_arm in self._federated_arms():
+            Client(rows_of_arm, self.learner, items, channel, translator, self.metrics).run()
+
+    def arbiter(self) -> None:
+        """The arbiter's task."""
+        config, channel = self.config, self.channel
+        self._load(load_test(self._public_path, self._public_path, config))
+        vocabularies = welcome(channel, self.learner, self.fingerprint)
+        gold = self.learner.public_items(np.arange(len(self.public.labelled)), {})
+        for arm in config.compare:
+            if arm in ("zero_shot", "standalone_public"):
+                phases = [] if arm == "zero_shot" else [[], gold]
+                Alone(arm, phases, self.learner, self.metrics).run()
+            elif arm == "centralized":
+                phases = [self.learner.gold_items(self._pooled()), gold]
+                Alone(arm, phases, self.learner, self.metrics).run()
+        translators = {n: Translator(self.learner, v, n, channel.heartbeat) for n, v in vocabularies.items()}
+        for rows_of_arm in self._federated_arms():
+            Server(rows_of_arm, self.learner, channel, translators, self.metrics).run()
+
+    def _load(self, test: List[Example]) -> None:
+        self.learner = Learner(self._model_folder, self.config, self._device, self.public, test, self.channel.heartbeat)
+
+    def _federated_arms(self) -> list[Any]:
+        # The method comes last: its model is the task's output.
+        compared = [paper_arm(self.public)] if "paper" in self.config.compare and self.public.unlabelled else []
+        return [*compared, main_arm(self.public)]
+
+    def _pooled(self) -> List[Example]:
+        return load_labelled(self._site.lookup("public", "centralized"), "train", self.config)
+
+
+def _model_card(config: FedMKTConfig, role: str) -> str:
+    return (
+        "---\nlibrary_name: peft\ntags: [fedmkt, federated-learning, lora]\n---\n\n"
+        f"# FedMKT adapter ({role})\n\n"
+        f"LoRA adapter for the base model `{config.model.name}`, trained by fate-llm-ext {__version__} with FedMKT "
+        f"(arXiv 2406.02224): {config.rounds} rounds, seed {config.seed}.\n\n"
+        "## Privacy\n\nNot differentially private: ε = ∞. A client's adapter is trained on private records, and "
+        "what it sent to the arbiter (likelihoods, answers and top-k log-probabilities on the public set) was "
+        "computed by a model trained on them. The arbiter's adapter is computed from these messages "
+        "and the public rows.\n"
+    )

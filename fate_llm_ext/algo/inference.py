@@ -1,0 +1,95 @@
+"""What the components run after training: predictions and evaluation, each site for itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import numpy as np
+import pydantic
+
+from fate_llm_ext.algo.answering import Answerer
+from fate_llm_ext.algo.base import Metrics
+from fate_llm_ext.config import EvaluationConfig, Group, ModelConfig, TaskConfig
+from fate_llm_ext.data.datasets import has_split, read_rows, write_jsonl
+from fate_llm_ext.data.templates import Example, get_template
+from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.models.loading import load_base, resolve_device
+from fate_llm_ext.models.lora import load_adapter
+from fate_llm_ext.progress import emit
+from fate_llm_ext.site import current_site
+
+
+class InferenceConfig(Group):
+    """Parameters of prediction and evaluation."""
+
+    task: TaskConfig
+    model: ModelConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    max_new_tokens: int = pydantic.Field(
+        64, ge=1, description="Length of a generated answer where there are no choices."
+    )
+
+
+def run_predict(ctx: Any, role: Any, parameters: Dict[str, Any], test_data: Any, input_model: Any, output: Any) -> None:
+    """Answer every row of the party's table; the arbiter has none and does nothing.
+
+    Writes ``predictions.jsonl``: row number, prediction and, for closed choices, their probabilities. It
+    never holds the prompt.
+    """
+    if role.is_arbiter:
+        input_model.get_directory()
+        emit("done")
+        return
+    config = InferenceConfig(**parameters)
+    answerer, examples = _prepare(ctx, role, config, Path(test_data.get_directory()), input_model)
+    folder = Path(output.get_directory())
+    write_jsonl(folder / "predictions.jsonl", _predictions(answerer, examples, config.max_new_tokens))
+    party = ctx.federation.local_party[1]
+    output.write_metadata({"rows": len(examples)}, name=f"predictions_{role.name}_{party}", namespace="fate_llm_ext")
+    emit("done")
+
+
+def run_text_evaluation(ctx: Any, role: Any, parameters: Dict[str, Any], test_data: Any, input_model: Any) -> None:
+    """Log accuracy and NLL per byte on the party's test split (or on all rows, if it has one split only)."""
+    config = InferenceConfig(**parameters)
+    table = Path(test_data.get_directory())
+    answerer, examples = _prepare(ctx, role, config, table, input_model)
+    labelled = [example for example in examples if example.answer is not None]
+    if not labelled:
+        raise ExtensionError("E332", table=table.name, rows=len(examples))
+    gold, choices = answerer.encode_gold(labelled), answerer.encode_choices(labelled)
+    Metrics(ctx).results("evaluation", answerer.evaluate(labelled, gold, choices))
+    emit("done")
+
+
+def _prepare(
+    ctx: Any, role: Any, config: InferenceConfig, table: Path, input_model: Optional[Any]
+) -> tuple[Answerer, List[Example]]:
+    emit("phase", arm="", round=0, phase="loading")
+    site = current_site(role.name, ctx.federation.local_party[1])
+    split = "test" if has_split(table, "test") else "train"
+    rows = read_rows(table, split, config.task.columns)[: config.evaluation.max_rows]
+    examples = list(get_template(config.task).examples(rows, source=table.name))
+    writes = 0 if any(example.choices for example in examples) else config.max_new_tokens
+    folder, device = site.lookup("models", config.model.name), resolve_device(site.device)
+    model, tokenizer = load_base(folder, config.model, device, config.task.max_length, writes)
+    if input_model is not None:
+        model = load_adapter(model, Path(input_model.get_directory()))
+    emit("phase", arm="", round=0, phase="answering")
+    return Answerer(model, tokenizer, config.task, config.evaluation), examples
+
+
+def _predictions(answerer: Answerer, examples: List[Example], max_new_tokens: int) -> List[Dict[str, Any]]:
+    if not examples[0].choices:
+        texts = answerer.write(examples, max_new_tokens, "writing answers")
+        return [{"row": row, "prediction": text.strip()} for row, text in enumerate(texts)]
+    log_probs = answerer.choice_log_probs(answerer.encode_choices(examples), "answering")
+    weights = np.exp(log_probs - log_probs.max(axis=1, keepdims=True))
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    predictions = []
+    for row, (example, share) in enumerate(zip(examples, shares)):
+        choices = [choice.strip() for choice in example.choices or ()]
+        probabilities = {choice: round(float(p), 6) for choice, p in zip(choices, share)}
+        predictions.append({"row": row, "prediction": choices[int(share.argmax())], "probabilities": probabilities})
+    return predictions

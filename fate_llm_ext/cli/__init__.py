@@ -1,0 +1,1 @@
+"""The `fate-llm-ext` command. Subcommands are imported only when called."""

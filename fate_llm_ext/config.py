@@ -1,0 +1,103 @@
+"""Parameter groups shared by the components, as pydantic (v1) models.
+
+A group is one parameter of a FATE component. The same models give `component desc`, the client
+definitions, the docs table and the validation, so each field is documented here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional
+
+import pydantic
+from pydantic import Field
+from typing_extensions import Literal
+
+
+class Group(pydantic.BaseModel):
+    """Base of all parameter groups: unknown keys are errors, values are immutable."""
+
+    class Config:
+        extra = "forbid"
+        allow_mutation = False
+
+
+class TaskConfig(Group):
+    """How a row becomes a prompt and an answer."""
+
+    template: Optional[str] = Field(
+        None, description="Built-in template, e.g. ag_news (see `fate-llm-ext data templates`)."
+    )
+    prompt: Optional[str] = Field(None, description="Jinja template of the prompt; replaces the built-in one.")
+    answer: Optional[str] = Field(None, description="Jinja template of the answer; replaces the built-in one.")
+    choices: Optional[List[str]] = Field(None, description="The closed list of answers of a classification task.")
+    columns: Dict[str, str] = Field(
+        default_factory=dict, description="Column mapping: template name -> column of the file."
+    )
+    max_length: int = Field(
+        256, ge=8, le=65536, description="Longest sequence in tokens; longer prompts lose their beginning."
+    )
+
+    @pydantic.root_validator
+    def _one_source(cls, values: Dict[str, Any]) -> Dict[str, Any]:
+        if not values.get("template") and not (values.get("prompt") and values.get("answer")):
+            raise ValueError("give `template`, or both `prompt` and `answer`")
+        return values
+
+
+class PublicConfig(Group):
+    """The public set, known to every party."""
+
+    name: str = Field(..., description="Name under `public` in each party's site file.")
+    labelled: Optional[int] = Field(None, ge=1, description="Use at most this many rows with an answer (first ones).")
+    unlabelled: Optional[int] = Field(
+        None, ge=0, description="Use at most this many rows without an answer (first ones)."
+    )
+
+
+class ModelConfig(Group):
+    """The party's base model."""
+
+    name: str = Field(..., description="Name under `models` in the party's site file.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA, float32 on CPU.")
+
+
+class LoraConfig(Group):
+    """Low-rank adapters (peft); the base model stays frozen."""
+
+    r: int = Field(8, ge=1, le=1024, description="Rank.")
+    alpha: int = Field(16, ge=1, description="Scale; the update is multiplied by alpha / r.")
+    dropout: float = Field(0.05, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
+    embeddings: bool = Field(False, description="Also adapt input embedding and output head; small models need it.")
+    target_modules: Optional[List[str]] = Field(
+        None, description="Module names; default: all linear layers but the output head."
+    )
+
+
+class TrainConfig(Group):
+    """Training on gold answers (transformers' Trainer)."""
+
+    learning_rate: float = Field(3e-4, gt=0.0, description="Peak learning rate of AdamW.")
+    batch_size: int = Field(4, ge=1, description="Sequences per optimizer step and device.")
+    gradient_accumulation: int = Field(1, ge=1, description="Batches per optimizer step.")
+    epochs: int = Field(1, ge=1, description="Epochs per round on the private set (E in the paper).")
+    weight_decay: float = Field(0.1, ge=0.0)
+    warmup_ratio: float = Field(0.008, ge=0.0, le=1.0, description="Share of a phase's steps with rising rate.")
+    max_grad_norm: float = Field(1.0, gt=0.0, description="Gradient clipping.")
+
+
+class NetworkConfig(Group):
+    """How long a party waits for the others."""
+
+    silence_seconds: float = Field(120.0, gt=0.0, description="Longest silence of a party before it counts as lost.")
+    startup_seconds: float = Field(
+        900.0, gt=0.0, description="Longest silence before a party's first message, while it loads its model."
+    )
+    heartbeat_seconds: float = Field(10.0, gt=0.0, description="A busy party says so this often.")
+
+
+class EvaluationConfig(Group):
+    """Evaluation on the `test` split of the party's table, or of the public set."""
+
+    batch_size: int = Field(32, ge=1)
+    max_rows: Optional[int] = Field(None, ge=1, description="Evaluate on the first rows only.")
+    each_round: bool = Field(True, description="False: only at the end.")

@@ -1,0 +1,104 @@
+"""Training items and their batches: flat answer positions, so that logits exist only where a loss is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Sequence
+
+import numpy as np
+import torch
+
+Batch = Dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """A teacher's distributions for some answer tokens of one item, in the student's vocabulary.
+
+    Attributes:
+        slots: which answer tokens, as indices into ``Item.answer`` (int32 [P]).
+        ids: token ids, -1 where unused (int32 [P, K]).
+        log_probs: their log-probabilities; what is missing to 1 is the tail (float32 [P, K]).
+    """
+
+    slots: np.ndarray
+    ids: np.ndarray
+    log_probs: np.ndarray
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sequence to train on.
+
+    Attributes:
+        ids: token ids of prompt and answer (int32 [T]).
+        answer: places of the answer's tokens in ``ids``, each predicted from the place before (int32 [A]).
+        gold_weight: weight of the mean cross-entropy of the answer (equations 5 and 6).
+        teacher: distributions for the KD term, or None.
+        teacher_weight: weight of the mean KD loss over the teacher's positions (equations 7 and 8).
+    """
+
+    ids: np.ndarray
+    answer: np.ndarray
+    gold_weight: float = 1.0
+    teacher: Optional[TeacherTargets] = None
+    teacher_weight: float = 0.0
+
+
+class Collator:
+    """Pad items to one batch (right padding) and flatten the answer positions.
+
+    The batch holds ``input_ids``, ``attention_mask`` [B, T] and, for P answer positions in total:
+    ``flat`` [P] places in the flattened [B * T] hidden states, ``target`` [P], ``gold_weight`` [P],
+    ``teacher_weight`` [P], ``teacher_ids`` and ``teacher_log_probs`` [P, K]. Weights already contain the
+    means over answer tokens and over the batch, so the loss is one weighted sum.
+    """
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, items: Sequence[Item]) -> Batch:
+        """Make the batch."""
+        size, length = len(items), max(len(item.ids) for item in items)
+        input_ids, mask = pad_right([item.ids for item in items], self.pad_id, length)
+        width = max([item.teacher.ids.shape[1] for item in items if item.teacher is not None] or [1])
+        counts = [len(item.answer) for item in items]
+        total = sum(counts)
+        flat = np.concatenate([b * length + item.answer - 1 for b, item in enumerate(items)])
+        target = np.concatenate([item.ids[item.answer] for item in items])
+        gold = np.concatenate([np.full(n, item.gold_weight / n / size) for n, item in zip(counts, items)])
+        teacher_weight = np.zeros(total)
+        teacher_ids = np.full((total, width), -1, dtype=np.int64)
+        teacher_log_probs = np.full((total, width), -np.inf, dtype=np.float32)
+        start = 0
+        for n, item in zip(counts, items):
+            if item.teacher is not None and len(item.teacher.slots):
+                places = start + item.teacher.slots
+                k = item.teacher.ids.shape[1]
+                teacher_weight[places] = item.teacher_weight / len(places) / size
+                teacher_ids[places, :k] = item.teacher.ids
+                teacher_log_probs[places, :k] = item.teacher.log_probs
+            start += n
+        return {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "flat": torch.from_numpy(flat.astype(np.int64)),
+            "target": torch.from_numpy(target.astype(np.int64)),
+            "gold_weight": torch.from_numpy(gold.astype(np.float32)),
+            "teacher_weight": torch.from_numpy(teacher_weight.astype(np.float32)),
+            "teacher_ids": torch.from_numpy(teacher_ids),
+            "teacher_log_probs": torch.from_numpy(teacher_log_probs),
+        }
+
+
+def pad_right(
+    sequences: List[np.ndarray], pad_id: int, length: Optional[int] = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask [B, T] of sequences of unlike length."""
+    length = max(map(len, sequences)) if length is None else length
+    ids = np.full((len(sequences), length), pad_id, dtype=np.int64)
+    mask = np.zeros((len(sequences), length), dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1
+    return torch.from_numpy(ids), torch.from_numpy(mask)

@@ -1,0 +1,361 @@
+"""The error catalogue: every failure a user can meet has a code, the facts and the next step.
+
+Codes are stable. Ranges: E1xx job, parameters and site files; E2xx data; E3xx federation and
+protocol; E4xx models and training; E5xx engine and environment.
+
+Usage::
+
+    raise ExtensionError("E302", party="host 10000", got=4812, expected=5000)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ErrorKind:
+    """One entry of the catalogue.
+
+    Attributes:
+        problem: what is wrong, a ``str.format`` template.
+        next_step: what to do about it, likewise.
+        shared: whether other parties may read the text: it holds no path, no name of a table or model, no row.
+    """
+
+    problem: str
+    next_step: str
+    shared: bool = False
+
+
+CATALOGUE: dict[str, ErrorKind] = {
+    # E1xx - job, parameters, site files ---------------------------------------------------------
+    "E100": ErrorKind(
+        "Cannot read the job {path}: {reason}.", "Give a FATE DAG YAML (kind: fate, schema_version: 2.2.0)."
+    ),
+    "E101": ErrorKind("The key {key!r} is given twice in one mapping.", "Keep one of them."),
+    "E102": ErrorKind("Unknown key {key!r}; known here: {known}.{hint}", "Rename or remove it."),
+    "E103": ErrorKind("Expected {expected}, got {got}.", "Write {expected} here."),
+    "E104": ErrorKind("{key} is {got!r}, supported: {expected!r}.", "Set {key}: {expected}."),
+    "E105": ErrorKind(
+        "Cannot apply --set {text}: {reason}.", "Use a path of the job, e.g. tasks.fedmkt_0.parameters.rounds=2."
+    ),
+    "E106": ErrorKind(
+        "{party} is not a party of this job (parties: {known}).", "Add it under dag.parties or correct the name."
+    ),
+    "E107": ErrorKind("{party} is listed {count} times.", "List each party once."),
+    "E108": ErrorKind("The role {role!r} is listed without a party id.", "Give its party ids or remove the entry."),
+    "E109": ErrorKind(
+        "The job {path} has {count} problem(s): {problems}", "Run `fate-llm-ext check` and correct them."
+    ),
+    "E110": ErrorKind(
+        "{name!r} is not under `{kind}` in this party's site file (it has: {known}).",
+        "Add `{kind}: {{{name}: <path>}}` to the site file.",
+    ),
+    "E111": ErrorKind("`{kind}: {name}` of the site file points to {path}, which does not exist.", "Correct the path."),
+    "E112": ErrorKind("Cannot read the site file {path}: {reason}.", "Give a YAML file (option --sites)."),
+    "E113": ErrorKind("The site file {path} has {count} problem(s): {problems}.", "Correct them."),
+    "E114": ErrorKind(
+        "The site file {path} has no section for {party} (it has: {known}).", "Add a section named {party}."
+    ),
+    "E115": ErrorKind("No component is named {name!r}.{hint}", "See `fate-llm-ext desc` for the installed ones."),
+    "E116": ErrorKind(
+        "{component} has no stage {stage!r} (it has: {known}).", "Set `stage` of the task or of the dag."
+    ),
+    "E117": ErrorKind("{component} has no part for {party} (its roles: {known}).", "Remove this party from the task."),
+    "E118": ErrorKind(
+        "{component} ({stage}) needs {needed}; this task has {have}.", "Add such a party under dag.parties."
+    ),
+    "E119": ErrorKind(
+        "Unknown parameter {name!r} of {component}.{hint}",
+        "`fate-llm-ext desc {component}` lists them.",
+    ),
+    "E120": ErrorKind(
+        "{value!r} is not valid: {reason}.", "Correct it; `fate-llm-ext desc {component}` gives type and range."
+    ),
+    "E121": ErrorKind("The required parameter is missing for {party}.", "Add it; see `fate-llm-ext desc {component}`."),
+    "E122": ErrorKind(
+        "{component} ({stage}) has no {kind} input {name!r} (it has: {known}).{hint}", "Rename or remove it."
+    ),
+    "E123": ErrorKind(
+        "{component} ({stage}) needs the {kind} input {name!r} for {party}; nothing gives it.", "Add a source."
+    ),
+    "E124": ErrorKind("No task is named {name!r}.{hint}", "Name a task of this job (it has: {known})."),
+    "E125": ErrorKind(
+        "{task} ({stage}) gives no output {name!r} for {party} (it gives: {known}).{hint}", "Correct the key."
+    ),
+    "E126": ErrorKind("{name!r} takes {expected}, the linked output is {got}.", "Link an output of the same type."),
+    "E127": ErrorKind("The tasks wait for each other in a circle: {cycle}.", "Remove one of these links."),
+    "E128": ErrorKind(
+        "The plug-in {name!r} cannot be imported: {reason}.", "Repair its installation; FATE would hide this."
+    ),
+    "E129": ErrorKind("The parameters do not fit together: {reason}.", "See `fate-llm-ext desc {component}`."),
+    "E130": ErrorKind("More than one source is given for {party}, {name!r} takes one.", "Keep one source per party."),
+    # E2xx - data ---------------------------------------------------------------------------------
+    "E201": ErrorKind("{path} does not exist.", "Check the path.{hint}"),
+    "E202": ErrorKind(
+        "{path}: files of the kind {suffix!r} are not known.", "Give one of {known}, each optionally with .gz."
+    ),
+    "E203": ErrorKind("{path} holds no rows.", "Check how the file was made; at least 1 row is needed."),
+    "E204": ErrorKind("{path}, line {line}: {reason}.", "Correct this line, or write the file anew."),
+    "E205": ErrorKind(
+        "{path}: no row has the column {column!r}, mapped to {name!r}; columns found: {columns}.{hint}",
+        "Correct `columns` (template name: column of the file).",
+    ),
+    "E206": ErrorKind("{path} has no split {split!r}; found: {found}.", "Add {split}.jsonl, or ask for another split."),
+    "E207": ErrorKind(
+        "{path} has {count} files for the split {split!r}: {files}.", "Leave 1 of them, or name the file."
+    ),
+    "E208": ErrorKind("The template {name!r} does not exist.{hint}", "`fate-llm-ext data templates` lists them."),
+    "E209": ErrorKind("The {field} of the template is wrong: {reason}.", "Correct `task.{field}`."),
+    "E210": ErrorKind(
+        "{where}, {field}: {reason}; columns of the row: {columns}.",
+        "Choose another template, correct it, or map the columns with `columns`.",
+    ),
+    "E211": ErrorKind(
+        "{where}: the answer ({length} characters) is not one of the {count} choices {choices}.",
+        "Correct the row, or choose the template (or `task.choices`) that fits the file.",
+    ),
+    "E212": ErrorKind(
+        "{asked:,} {what} rows were asked for, {available:,} are there ({detail}).",
+        "Ask for fewer rows, or give more input files.",
+    ),
+    "E213": ErrorKind("{path} exists already{reason}.", "{advice}."),
+    "E214": ErrorKind("{option}: {reason}.", "`fate-llm-ext data split --help` shows the form."),
+    # E3xx - federation and protocol --------------------------------------------------------------
+    "E301": ErrorKind(
+        "{sender} sent an invalid {message!r} message: {reason}.",
+        "Run the same version of fate-llm-ext at both sites and look at the sender's log.",
+        shared=True,
+    ),
+    "E302": ErrorKind(
+        "{party} holds {got} public examples with fingerprint {got_hash}, the arbiter holds {expected} with "
+        "{expected_hash}.",
+        "Give every party the same public set; compare with `fate-llm-ext data fingerprint <path>` at both sites.",
+        shared=True,
+    ),
+    "E303": ErrorKind(
+        "{party} stopped the job: {reason}", "Solve the problem at {party}, then run the job again.", shared=True
+    ),
+    "E304": ErrorKind(
+        "No sign of life from {party} for {silence} s (limit {limit} s) while waiting for its {message!r} message; "
+        "it was last busy with: {doing}.",
+        "Look at the log of {party}; if it is only slow, raise `network.{setting}`.",
+        shared=True,
+    ),
+    "E305": ErrorKind(
+        "Lost the connection to {party} while waiting for its {message!r} message: {reason}.",
+        "Look at the log of {party} and at the federation engine between the sites.",
+    ),
+    "E306": ErrorKind(
+        "{party} runs with other parameters than the arbiter: {differences}.",
+        "Parameters that concern the protocol must be common to all parties: set them once in the DAG.",
+        shared=True,
+    ),
+    "E307": ErrorKind(
+        "{party} runs fate-llm-ext {got}, the arbiter runs {expected}.",
+        "Install the same version at both sites.",
+        shared=True,
+    ),
+    "E320": ErrorKind(
+        "A peer's vocabulary is malformed: {problem}.",
+        "run the same version of fate_llm_ext on every party.",
+        shared=True,
+    ),
+    "E321": ErrorKind(
+        "The vocabulary has {vocabulary} tokens, the tokenizer it should describe has {tokenizer}.",
+        "read the vocabulary again after adding tokens.",
+        shared=True,
+    ),
+    "E322": ErrorKind("Unknown vocabulary map '{method}'.", "use span or min_ed.", shared=True),
+    "E323": ErrorKind(
+        "The added token {token!r} has the id {index}, which its tokenizer's own rules would not give it.",
+        "save the tokenizer again with its added tokens numbered after the vocabulary.",
+    ),
+    "E324": ErrorKind(
+        "Token starts must not decrease within a sample; sample {sample} has {before} before {after}.",
+        "run the same version of fate_llm_ext on every party.",
+        shared=True,
+    ),
+    "E325": ErrorKind(
+        "{what}: got shape {got}, expected {expected}.",
+        "all parties must use the same public set and the same number of regions.",
+        shared=True,
+    ),
+    "E330": ErrorKind(
+        "None of the {rows} rows of the public set {name!r} has an answer.",
+        "Give at least some public rows an answer; rows without are used beside them.",
+    ),
+    "E331": ErrorKind(
+        "{held_out} of {labelled} labelled public rows would be held out at `distill.calibration_share` {share}; "
+        "both parts must hold at least one row.",
+        "Add labelled rows or change the share.",
+        shared=True,
+    ),
+    "E332": ErrorKind(
+        "None of the {rows} rows of the private table {table} has an answer.", "Check `task` and `task.columns`."
+    ),
+    # E4xx - models and training ------------------------------------------------------------------
+    "E401": ErrorKind(
+        "Cannot use the device {device!r}: {reason}.", "Set `device` in the site file to cpu, cuda or cuda:<index>."
+    ),
+    "E402": ErrorKind(
+        "{folder} holds no causal language model that can be loaded: {reason}.",
+        "Give a folder written by `save_pretrained` (config.json and model.safetensors).",
+    ),
+    "E403": ErrorKind(
+        "The tokenizer in {folder} has {tokens} tokens, the model's embedding has {rows} rows.",
+        "Use the tokenizer that belongs to the model.",
+    ),
+    "E404": ErrorKind(
+        "No adapter can be placed on {modules}: {reason}.", "Leave `lora.target_modules` out to take all linear layers."
+    ),
+    "E405": ErrorKind(
+        "{folder} holds no adapter that fits the base model: {reason}.", "Use the model it was trained on."
+    ),
+    "E406": ErrorKind(
+        "The loss is {value} at step {step} of {phase}.",
+        "Lower `train.learning_rate` (now {learning_rate}) or train in float32 (`model.dtype`).",
+        shared=True,
+    ),
+    "E407": ErrorKind(
+        "{bad} of {total} scores of {what} are NaN or infinite.",
+        "The model has diverged: lower `train.learning_rate`, or check the base model with `text_evaluation`.",
+        shared=True,
+    ),
+    "E408": ErrorKind(
+        "Sequences may have {asked} tokens ({parts}), the model has positions for {limit}.",
+        "Lower `task.max_length`, or use a model with a longer context.",
+        shared=True,
+    ),
+    "E440": ErrorKind(
+        "{folder}: no tokenizer here.",
+        "point to a folder with tokenizer.json, vocab.json + merges.txt, encoder.json + vocab.bpe, or tokenizer.model.",
+    ),
+    "E441": ErrorKind(
+        "{folder}: the tokenizer has no end-of-text token (looked for {candidates}).",
+        "name it as eos_token in tokenizer_config.json.",
+    ),
+    "E442": ErrorKind(
+        "{folder}: the tokenizer's files cannot be read: {cause}.",
+        "compare the files' sizes and checksums with their origin.",
+    ),
+    "E443": ErrorKind(
+        "The distillation loss got shapes that do not fit: {shapes}.",
+        "pass logits [P, V], ids [P, K] and log_probs [P, K] of the same positions.",
+    ),
+    "E444": ErrorKind("Unknown treatment of the tail '{tail}'.", "use bucket or drop."),
+    "E445": ErrorKind("A chunk of {chunk} positions.", "use at least 1."),
+    "E446": ErrorKind(
+        "The tokenizer with {size} tokens has no end token, so no answer could end.",
+        "set its eos_token, or load it with load_tokenizer.",
+    ),
+    "E450": ErrorKind(
+        "The settings of the small model do not fit: {problems}.", "See `fate-llm-ext models tiny --help`."
+    ),
+    "E451": ErrorKind(
+        "{path} has no column {wanted} (columns: {columns}).",
+        "Give --text-column, or --prompt-column and --completion-column.",
+    ),
+    "E452": ErrorKind(
+        "The corpus is too small: {documents} document(s), {tokens} training tokens; needed are 2 documents and two "
+        "blocks of {context} tokens.",
+        "Add text (--corpus can be repeated) or lower --context.",
+    ),
+    "E453": ErrorKind("{path} exists already.", "Give another --out, or --force to replace it."),
+    "E454": ErrorKind(
+        "{path} is not a model folder: {reason}.", "Name a folder with config.json and *.safetensors files."
+    ),
+    "E456": ErrorKind(
+        "A vocabulary of {asked} tokens is too small for {kind}: it needs at least {needed}.", "Raise --vocab-size."
+    ),
+    # E5xx - engine and environment ---------------------------------------------------------------
+    "E500": ErrorKind(
+        "Python {running} ({executable}) is not supported: FATE 2.2 has wheels for 3.9 to 3.11 only.",
+        "make venv PYTHON=/path/to/python3.11",
+    ),
+    "E501": ErrorKind("{package} is not installed.", "{repair}"),
+    "E502": ErrorKind("{package} {installed} is installed, {limit} is required.", "{repair}"),
+    "E503": ErrorKind("{package} {installed} is installed; FATE 2.2 needs {limit}: {effect}.", "{repair}"),
+    "E504": ErrorKind(
+        "transformers {transformers} belongs to no tested set (modern: 5.x, compat: 4.37.x).",
+        "make venv (modern) or make venv-compat (what FATE 2.2 pins).",
+    ),
+    "E505": ErrorKind("{package} {installed} is installed, the {set} set was tested with {tested}.", "{repair}"),
+    "E506": ErrorKind("This is the {build} build of torch and this machine {machine} NVIDIA GPU.", "{repair}"),
+    "E507": ErrorKind(
+        "The component {name} ({value}) cannot be imported, so FATE will not find it: {reason}.", "{repair}"
+    ),
+    "E508": ErrorKind("{free} GB are free at {path}, at least {needed} GB are needed.", "Free some space (df -h .)."),
+    "E509": ErrorKind("No component of this package is registered under {group}, so FATE cannot find it.", "{repair}"),
+    "E510": ErrorKind("torch cannot be imported: {reason}.", "{repair}"),
+    "E520": ErrorKind(
+        "{where} comes from {source}, which only FATE Flow can serve.", "Use a table of the site file or FATE Flow."
+    ),
+    "E521": ErrorKind("{party} failed in task {task}: {reason}", "See {log}."),
+    "E522": ErrorKind("{party} was killed by {signal} in task {task}.{hint}", "See {log}."),
+    "E523": ErrorKind("The disk of {path} is full ({free_mb} MB free).", "Free some space or choose another --out."),
+    "E524": ErrorKind(
+        "Not enough free memory for {parties} parties: {free_mb} MB free, at least {needed_mb} MB needed.",
+        "Close other programs or use smaller models.",
+    ),
+    "E525": ErrorKind(
+        "FATE's Pipeline SDK is not installed ({reason}).", "pip install fate-client==2.2.0, or write the job as YAML."
+    ),
+    "E526": ErrorKind("The job was stopped by {signal} during task {task}.", "Start it again when you like."),
+    "E527": ErrorKind("{party} ended task {task} without a word about its outputs.", "See {log}."),
+    "E528": ErrorKind(
+        "Task {task} did not end within dag.conf.task.timeout = {seconds} s.", "Raise it; last words: {log}."
+    ),
+    "E529": ErrorKind(
+        "Cannot start {party}: {reason}.", "Check the option and the environment (`fate-llm-ext doctor`)."
+    ),
+    "E530": ErrorKind("The output folder {path} cannot be used: {reason}.", "Choose another --out."),
+    "E531": ErrorKind("{path} is no run directory: it holds no dag.yaml.", "Name a directory that `run` has made."),
+    "E532": ErrorKind("{path} is given more than once among {runs} runs.", "Name each run once."),
+    "E533": ErrorKind(
+        "{first} and {second} are runs of different jobs: {where} is {one!r} and {other!r}.",
+        "Compare runs that differ in seeds or in the content of their data only.",
+    ),
+}
+
+
+class ExtensionError(Exception):
+    """A catalogued error.
+
+    Args:
+        code: key of :data:`CATALOGUE`.
+        facts: values for the placeholders of the entry (both numbers, names, paths).
+    """
+
+    def __init__(self, code: str, **facts: Any) -> None:
+        kind = CATALOGUE[code]
+        self.code = code
+        self.facts = facts
+        self.problem = kind.problem.format(**facts)
+        self.next_step = kind.next_step.format(**facts)
+        super().__init__(f"{code} {self.problem} Next: {self.next_step}")
+
+    @property
+    def shared(self) -> bool:
+        """Whether other parties may read the text."""
+        return CATALOGUE[self.code].shared
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.code, self.facts)
+
+
+def _rebuild(code: str, facts: dict[str, Any]) -> ExtensionError:
+    return ExtensionError(code, **facts)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding of a check: where (dotted path), the catalogued error."""
+
+    where: str
+    error: ExtensionError
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.error}"

@@ -1,0 +1,1 @@
+"""Typed messages over FATE's federation."""

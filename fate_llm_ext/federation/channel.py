@@ -1,0 +1,262 @@
+"""A party's connection to its peers: ordered messages with deadlines, heartbeats and abort.
+
+FATE's receive has no timeout and does not notice a lost party. So each direction between two parties
+is one numbered sequence of frames. A frame is data, a heartbeat ("I am alive, training, 12 of 80"),
+an abort ("I failed, because ...") or the closing word. One thread per peer reads that sequence ahead;
+the caller waits with a limit on the peer's *silence*, so slow is fine and dead is noticed, and an
+abort reaches whoever waits, for whatever message.
+
+Two variable names serve a whole job (one per direction), because each new name costs time on a broker
+and because a broker connection must not be shared by the sending and the receiving thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import struct
+import threading
+import time
+from typing import Any, Dict, List, Sequence, Type, TypeVar
+
+from fate_llm_ext.config import NetworkConfig
+from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.federation.codec import WireMessage, decode, encode
+from fate_llm_ext.progress import emit
+
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=WireMessage)
+
+_FRAME = struct.Struct("<B?")  # kind, more frames of this message follow
+_DATA, _HEARTBEAT, _ABORT, _BYE = range(4)
+# FATE splits larger values into a table, at twice the bytes; two frames are cheaper.
+_PAYLOAD_BYTES = (1 << 20) - 8192
+_READ_AHEAD = 2
+_POLL_SECONDS = 0.2
+
+
+class Peer:
+    """One remote party: its sequence counters and what its reading thread delivered."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sent = 0
+        self.received = 0
+        self.inbox: queue.Queue[bytes] = queue.Queue(_READ_AHEAD)
+        self.last_sign = time.monotonic()
+        self.doing = "nothing yet"
+        self.heard = False
+        self.closed = False
+        self.abort_reason = ""
+        self.broken = ""
+
+    def __repr__(self) -> str:
+        return f"Peer({self.name})"
+
+
+class Channel:
+    """Messages between this party and its peers over FATE's federation.
+
+    Clients (guest, hosts) have the arbiter as their only peer; the arbiter has all clients.
+
+    Args:
+        ctx: FATE's context of the task.
+        network: silence limits and heartbeat interval.
+
+    Attributes:
+        doing: what this party was last busy with.
+    """
+
+    def __init__(self, ctx: Any, network: NetworkConfig) -> None:
+        self._network = network
+        self._ctx = ctx.sub_ctx("fate_llm_ext")
+        role, party_id = ctx.federation.local_party
+        self.local = f"{role} {party_id}"
+        self.is_arbiter = role == "arbiter"
+        names = [tuple(party) for party in ctx.federation.parties]
+        # Sorted, so that a tie between two clients does not depend on the order in which a job lists them.
+        wanted = sorted(p for p in names if (p[0] != "arbiter") == self.is_arbiter)
+        self.peers: List[Peer] = [Peer(f"{r} {i}") for r, i in wanted]
+        self._ranks: Dict[str, int] = {f"{r} {i}": names.index((r, i)) for r, i in wanted}
+        self._send_name = "to_clients" if self.is_arbiter else "to_arbiter"
+        self._receive_name = "to_arbiter" if self.is_arbiter else "to_clients"
+        self._last_heartbeat = time.monotonic()
+        self._finished = False
+        self.doing = "starting"
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        _open_tables(ctx.federation)
+        for peer in self.peers:
+            threading.Thread(target=self._read, args=(peer,), name=f"from {peer.name}", daemon=True).start()
+
+    # -- sending -----------------------------------------------------------------------------------
+
+    def send(self, peer: Peer, message: WireMessage, round: int) -> None:
+        """Send a message; returns when FATE has taken it."""
+        blob = encode(message)
+        parts = [blob[i : i + _PAYLOAD_BYTES] for i in range(0, len(blob), _PAYLOAD_BYTES)]
+        for number, part in enumerate(parts):
+            self._put(peer, _DATA, part, more=number + 1 < len(parts))
+        self.bytes_sent += len(blob)
+        emit("message", direction="sent", peer=peer.name, name=message.name, round=round, bytes=len(blob))
+
+    def heartbeat(self, doing: str) -> None:
+        """Tell every peer what this party is busy with, at most once per heartbeat interval.
+
+        To be called from the main thread, between steps: a process that hangs must fall silent.
+
+        Raises:
+            ExtensionError: E303 if a peer has aborted, so that a busy party stops within a step.
+        """
+        if self._finished:
+            return
+        self.doing = doing
+        self._raise_if_aborted()
+        now = time.monotonic()
+        if now - self._last_heartbeat < self._network.heartbeat_seconds:
+            return
+        self._last_heartbeat = now
+        for peer in self.peers:  # also to those that have said goodbye: they wait for ours
+            self._put(peer, _HEARTBEAT, doing.encode())
+
+    def abort(self, reason: str) -> None:
+        """Tell every peer that this party has failed, so that none of them waits for it."""
+        if self._finished:
+            return
+        self._finished = True
+        for peer in self.peers:
+            try:
+                self._put(peer, _ABORT, reason.encode()[:10_000])
+            except Exception:  # the peer, or the way to it, may be what failed
+                logger.warning("could not tell %s about the abort", peer.name, exc_info=True)
+
+    def close(self) -> None:
+        """Say goodbye to every peer and wait until all have done so, so that no sequence is left unread.
+
+        A peer that still works is waited for as long as it gives signs of life.
+        """
+        self._finished = True
+        for peer in self.peers:
+            self._put(peer, _BYE, b"")
+            self._grant_time(peer)
+        while waiting := [p for p in self.peers if not (p.closed or p.abort_reason or p.broken)]:
+            lost = [p for p in waiting if self._silence(p) > self._limit(p)]
+            if lost == waiting:
+                names = ", ".join(f"{p.name} (silent for {self._silence(p):.0f} s)" for p in lost)
+                logger.warning("closed without the goodbye of %s", names)
+                return
+            time.sleep(0.01)
+
+    # -- receiving ---------------------------------------------------------------------------------
+
+    def receive(self, peer: Peer, expected: Type[M], round: int) -> M:
+        """Wait for the peer's next message, which must be of type ``expected``.
+
+        Raises:
+            ExtensionError: E301 for an invalid message, E303 if any peer aborted, E304 if the awaited
+                peer is silent for too long, E305 if reading from it failed.
+        """
+        self._grant_time(peer)
+        started = said = time.monotonic()
+        while True:
+            try:
+                blob = peer.inbox.get(timeout=_POLL_SECONDS)
+                break
+            except queue.Empty:
+                self._raise_if_lost(peer, expected.name)
+            now = time.monotonic()
+            self.heartbeat(f"waiting for {peer.name}")
+            if now - said >= self._network.heartbeat_seconds:
+                said = now
+                emit("waiting", peer=peer.name, message=expected.name, seconds=int(now - started), doing=peer.doing)
+        peer.heard = True
+        self.bytes_received += len(blob)
+        emit("message", direction="received", peer=peer.name, name=expected.name, round=round, bytes=len(blob))
+        return decode(blob, expected, peer.name)
+
+    def receive_all(self, expected: Type[M], round: int, peers: Sequence[Peer] | None = None) -> List[M]:
+        """One message from each peer, in the order of the peers."""
+        return [self.receive(peer, expected, round) for peer in (self.peers if peers is None else peers)]
+
+    def _raise_if_lost(self, awaited: Peer, message: str) -> None:
+        self._raise_if_aborted()
+        reason = awaited.broken or ("it has already finished" if awaited.closed else "")
+        # Its last message may have come in since the caller looked.
+        if reason and awaited.inbox.empty():
+            raise ExtensionError("E305", party=awaited.name, message=message, reason=reason)
+        silence, limit = self._silence(awaited), self._limit(awaited)
+        if silence > limit:
+            raise ExtensionError(
+                "E304",
+                party=awaited.name,
+                message=message,
+                silence=int(silence),
+                limit=int(limit),
+                doing=awaited.doing,
+                setting="silence_seconds" if awaited.heard else "startup_seconds",
+            )
+
+    def _raise_if_aborted(self) -> None:
+        for peer in self.peers:
+            if peer.abort_reason:
+                raise ExtensionError("E303", party=peer.name, reason=peer.abort_reason)
+
+    def _limit(self, peer: Peer) -> float:
+        """Longest silence of a peer: before its first message it starts up, which may take minutes in one step."""
+        silence = self._network.silence_seconds
+        return silence if peer.heard else max(silence, self._network.startup_seconds)
+
+    @staticmethod
+    def _silence(peer: Peer) -> float:
+        return time.monotonic() - peer.last_sign
+
+    def _grant_time(self, peer: Peer) -> None:
+        """Half of the limit is left from now on, even if the peer fell silent while nobody waited for it."""
+        peer.last_sign = max(peer.last_sign, time.monotonic() - self._limit(peer) / 2)
+
+    # -- frames ------------------------------------------------------------------------------------
+
+    def _put(self, peer: Peer, kind: int, payload: bytes, more: bool = False) -> None:
+        party = self._ctx.indexed_ctx(peer.sent).parties[self._ranks[peer.name]]
+        peer.sent += 1
+        party.put(self._send_name, _FRAME.pack(kind, more) + payload)
+
+    def _read(self, peer: Peer) -> None:
+        parts: List[bytes] = []
+        try:
+            while True:
+                party = self._ctx.indexed_ctx(peer.received).parties[self._ranks[peer.name]]
+                frame = party.get(self._receive_name)
+                peer.received += 1
+                peer.last_sign = time.monotonic()
+                kind, more = _FRAME.unpack_from(frame)
+                payload = frame[_FRAME.size :]
+                if kind == _HEARTBEAT:
+                    peer.doing = payload.decode(errors="replace")
+                elif kind == _ABORT:
+                    peer.abort_reason = payload.decode(errors="replace") or "it gave no reason"
+                    return
+                elif kind == _BYE:
+                    peer.closed = True
+                    return
+                else:
+                    parts.append(payload)
+                    if not more:
+                        peer.inbox.put(b"".join(parts))
+                        parts = []
+        except Exception as error:  # reported by whoever waits for this peer
+            logger.warning("reading from %s failed", peer.name, exc_info=True)
+            peer.broken = f"{type(error).__name__}: {error}"
+
+
+def _open_tables(federation: Any) -> None:
+    """Have FATE's standalone engine open this party's two tables now.
+
+    It would open them on first use, in each reading thread, and LMDB allows a process to open a table once
+    only: with two peers or more, reading fails now and then ("mdb_txn_begin: Invalid argument").
+    """
+    tables = getattr(getattr(federation, "_federation", None), "_meta", None)
+    if tables is not None:
+        tables.get_status(b"none")
+        tables.get_object(b"none")

@@ -1,0 +1,241 @@
+"""What a run directory holds after a job: events per task and party, and the tables made from them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.pipelines.document import read_document
+from fate_llm_ext.pipelines.process import Event, Follower
+
+ARM_ORDER = ("zero_shot", "standalone", "standalone_public", "centralized", "paper", "fedmkt")
+ARM_TITLES = {
+    "zero_shot": "Zero-shot",
+    "standalone": "Standalone",
+    "standalone_public": "Standalone+Public",
+    "centralized": "Centralized",
+    "paper": "FedMKT (paper)",
+    "fedmkt": "FedMKT",
+    "evaluation": "Evaluation",
+}
+ARM_NOTE = (
+    "Standalone: private rows only. Standalone+Public: and public gold answers, no teaching; for the arbiter: public "
+    "gold only. FedMKT (paper): teaching on labelled public rows. FedMKT: and on public rows without an answer."
+)
+CLIENTS = "mean of clients"
+_CLIENT_ROLES = ("guest", "host")
+_PREFERRED = ("accuracy", "nll_per_byte")
+_METHOD = "fedmkt"
+_BASELINES = ("standalone", "standalone_public")
+
+_Values = Dict[str, Dict[str, List[float]]]  # party -> arm -> a value per run
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A mean over runs; ``spread`` is the sample standard deviation, None for a single run."""
+
+    mean: float
+    spread: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """One metric of one task: party (e.g. ``guest_9999``) -> arm -> cell.
+
+    With ``paired`` the cells are what FedMKT gains on an arm, subtracted within each run before the mean is taken.
+    """
+
+    task: str
+    metric: str
+    arms: Tuple[str, ...]
+    rows: Dict[str, Dict[str, Cell]]
+    paired: bool = False
+
+    @property
+    def title(self) -> str:
+        """What the numbers are."""
+        return self.metric + (" difference" if self.paired else "")
+
+    @property
+    def titles(self) -> Tuple[str, ...]:
+        """The arms' names for people."""
+        method = f"{ARM_TITLES[_METHOD]} - " if self.paired else ""
+        return tuple(method + ARM_TITLES.get(arm, arm) for arm in self.arms)
+
+    @property
+    def note(self) -> str:
+        """What the columns mean, where they need it."""
+        if self.paired:
+            return "Subtracted within each run, then mean ± sample standard deviation over the runs."
+        return ARM_NOTE if "standalone_public" in self.arms else ""
+
+    def text(self, cell: Optional[Cell]) -> str:
+        """A cell for people: a share as per cent (a difference in points), anything else with four digits."""
+        if cell is None:
+            return "-"
+        share = self.metric == "accuracy" or self.metric.endswith(("_accuracy", "_share"))
+        sign = "+" if self.paired and cell.mean > 0 else ""
+        spread = "" if cell.spread is None else f" ± {_number(cell.spread, share)}"
+        unit = (" points" if self.paired else " %") if share else ""
+        return sign + _number(cell.mean, share) + spread + unit
+
+
+def _number(value: float, share: bool) -> str:
+    if share:
+        return f"{100 * value:.1f}"
+    return f"{value:.3f}" if value == 0 or 0.01 <= abs(value) < 1000 else f"{value:.4g}"
+
+
+def read_job(directory: Path) -> Dict[str, Any]:
+    """The content of ``job.json``, or nothing if the run did not come that far."""
+    try:
+        record: Dict[str, Any] = json.loads((directory / "job.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record
+
+
+def require_one_job(runs: Sequence[Path]) -> Dict[Path, str]:
+    """Check that directories are different runs of one job, apart from seeds; how each run ended.
+
+    Raises:
+        ExtensionError: E531 a directory is no run, E532 it is given twice, E533 the jobs differ.
+    """
+    status: Dict[Path, str] = {}
+    seen: Dict[Path, Path] = {}
+    first: Dict[str, Any] = {}
+    for run in runs:
+        if not (run / "dag.yaml").is_file():
+            raise ExtensionError("E531", path=run)
+        if run.resolve() in seen:
+            raise ExtensionError("E532", path=run, runs=len(runs))
+        job = _without_seeds(read_document(run / "dag.yaml")[0])
+        first = first or job
+        if job != first:
+            where, one, other = next(_differences(first, job, ""))
+            raise ExtensionError("E533", first=runs[0], second=run, where=where, one=one, other=other)
+        seen[run.resolve()] = run
+        status[run] = str(read_job(run).get("status", "still running, or killed"))
+    return status
+
+
+def _without_seeds(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _without_seeds(value) for key, value in node.items() if key != "seed"}
+    return [_without_seeds(value) for value in node] if isinstance(node, list) else node
+
+
+def _differences(one: Any, other: Any, path: str) -> Iterator[Tuple[str, Any, Any]]:
+    """(dotted path, value, value) wherever two documents differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*one, *other]):
+            yield from _differences(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
+    elif one != other:
+        yield path, one, other
+
+
+def read_events(directory: Path) -> Dict[str, Dict[str, List[Event]]]:
+    """Task -> party key -> events, tasks in the order they ran."""
+    found: Dict[str, Dict[str, List[Event]]] = {}
+    order = read_job(directory).get("order", [])
+    folders = [one for one in directory.iterdir() if one.is_dir() and not one.name.startswith(".")]
+    for task in sorted(folders, key=lambda one: (order.index(one.name) if one.name in order else len(order), one.name)):
+        for path in sorted(task.glob("*/events.jsonl")):
+            follower = Follower(path)
+            found.setdefault(task.name, {})[path.parent.name] = follower.read()
+            follower.close()
+    return found
+
+
+def result_tables(runs: Sequence[Dict[str, Dict[str, List[Event]]]]) -> List[ResultTable]:
+    """Tables of the ``result`` events of one or several runs; accuracy before other metrics.
+
+    With several runs, each table is followed by the paired differences between FedMKT and training alone.
+    """
+    values: Dict[Tuple[str, str], _Values] = {}
+    differences: Dict[Tuple[str, str], _Values] = {}
+    for run in runs:
+        for task, parties in run.items():
+            for metric, rows in _with_mean(_one_run(parties)).items():
+                _collect(values.setdefault((task, metric), {}), rows)
+                _collect(differences.setdefault((task, metric), {}), _gains(rows))
+    tables: List[ResultTable] = []
+    for (task, metric), found in values.items():
+        tables.append(_table(task, metric, found))
+        if len(runs) > 1 and differences[task, metric]:
+            tables.append(_table(task, metric, differences[task, metric], paired=True))
+    return sorted(tables, key=lambda table: _PREFERRED.index(table.metric) if table.metric in _PREFERRED else 9)
+
+
+def party_order(party: str) -> Tuple[bool, bool, str]:
+    """Sort key: clients, then the arbiter, then the mean."""
+    return party == CLIENTS, party.startswith("arbiter"), party
+
+
+def main_tables(tables: Sequence[ResultTable]) -> List[ResultTable]:
+    """The tables of the first metric of each task: those to print."""
+    metrics = {table.task: table.metric for table in reversed(tables)}
+    return [table for table in tables if table.metric == metrics[table.task]]
+
+
+def _one_run(parties: Dict[str, List[Event]]) -> Dict[str, Dict[str, Dict[str, float]]]:
+    """Metric -> party -> arm -> value; the last event of a kind counts."""
+    found: Dict[str, Dict[str, Dict[str, float]]] = {}
+    for party, events in parties.items():
+        for event in events:
+            value = event.get("value")
+            if event.get("type") == "result" and isinstance(value, (int, float)):
+                rows = found.setdefault(str(event.get("metric")), {})
+                rows.setdefault(party, {})[str(event.get("arm"))] = float(value)
+    return found
+
+
+def _with_mean(found: Dict[str, Dict[str, Dict[str, float]]]) -> Dict[str, Dict[str, Dict[str, float]]]:
+    for rows in found.values():
+        clients = [arms for party, arms in rows.items() if _is_client(party)]
+        if len(clients) > 1:
+            arms = [arm for arm in clients[0] if all(arm in one for one in clients)]
+            rows[CLIENTS] = {arm: statistics.fmean(one[arm] for one in clients) for arm in arms}
+    return found
+
+
+def _gains(rows: Dict[str, Dict[str, float]]) -> Dict[str, Dict[str, float]]:
+    """FedMKT minus each baseline, for the clients' mean (a single client itself) and the arbiter."""
+    shown = {
+        party: arms
+        for party, arms in rows.items()
+        if party == CLIENTS or party.startswith("arbiter") or (CLIENTS not in rows and _is_client(party))
+    }
+    gains = {
+        party: {arm: arms[_METHOD] - arms[arm] for arm in _BASELINES if arm in arms and _METHOD in arms}
+        for party, arms in shown.items()
+    }
+    return {party: arms for party, arms in gains.items() if arms}
+
+
+def _is_client(party: str) -> bool:
+    return party.split("_")[0] in _CLIENT_ROLES
+
+
+def _collect(table: _Values, rows: Dict[str, Dict[str, float]]) -> None:
+    for party, arms in rows.items():
+        for arm, value in arms.items():
+            table.setdefault(party, {}).setdefault(arm, []).append(value)
+
+
+def _table(task: str, metric: str, rows: _Values, paired: bool = False) -> ResultTable:
+    seen = list(dict.fromkeys(arm for arms in rows.values() for arm in arms))
+    arms = sorted(seen, key=lambda arm: ARM_ORDER.index(arm) if arm in ARM_ORDER else len(ARM_ORDER))
+    order = sorted(rows, key=party_order)
+    cells = {party: {arm: _cell(values) for arm, values in rows[party].items()} for party in order}
+    return ResultTable(task, metric, tuple(arms), cells, paired)
+
+
+def _cell(values: List[float]) -> Cell:
+    return Cell(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)

@@ -1,0 +1,119 @@
+"""Site files: what belongs to a site and not to the job.
+
+FATE Flow shows every party the whole DAG, so data paths, model folders, devices and secrets are
+named there and resolved here, by the process that runs on the site. A site file is YAML and holds
+either one site's settings or, for trials on one machine, one section per party::
+
+    root: ../../../runs/quickstart        # optional; relative paths below start here
+    guest_9999:
+      tables: {llm/news: guest_9999}
+      models: {slm: models/slm}
+      public: {news_public: public}
+      device: cpu
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import pydantic
+from pydantic import Field
+
+from fate_llm_ext.errors import ExtensionError
+
+SITE_FILE_VARIABLE = "FATE_LLM_EXT_SITE"
+ROOT_VARIABLE = "FATE_LLM_EXT_ROOT"
+ONLY_DEVICE_VARIABLE = "FATE_LLM_EXT_ONLY_DEVICE"  # the `cuda:<index>` of which the process sees nothing else
+DEFAULT_SITE_FILE = "~/.fate_llm_ext/site.yaml"
+
+
+class Site(pydantic.BaseModel):
+    """One party's settings. Relative paths start at ``root``."""
+
+    class Config:
+        extra = "forbid"
+
+    root: str = Field(".", description="Folder that relative paths start at.")
+    tables: Dict[str, str] = Field(
+        default_factory=dict, description="<namespace>/<name> -> file or folder (local engine)."
+    )
+    models: Dict[str, str] = Field(default_factory=dict, description="Model name -> Hugging Face folder.")
+    public: Dict[str, str] = Field(default_factory=dict, description="Public set name -> file or folder.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:<index>.")
+    threads: Optional[int] = Field(None, ge=1, description="CPU threads of this party's process.")
+    state: str = Field("state", description="Folder for what outlives a task (reserved: nothing is written there yet).")
+
+    def path(self, value: str) -> Path:
+        """Absolute path of a value of the site file; ``~`` is the user's home."""
+        return (Path(self.root).expanduser() / Path(value).expanduser()).resolve()
+
+    def lookup(self, kind: str, name: str) -> Path:
+        """The existing path under ``tables``, ``models`` or ``public``.
+
+        Raises:
+            ExtensionError: E110 if the name is not in the site file, E111 if the path is missing.
+        """
+        known: Dict[str, str] = getattr(self, kind)
+        if name not in known:
+            raise ExtensionError("E110", kind=kind, name=name, known=", ".join(sorted(known)) or "nothing")
+        path = self.path(known[name])
+        if not path.exists():
+            raise ExtensionError("E111", kind=kind, name=name, path=path)
+        return path
+
+
+def load_sites(path: Path, root: Optional[str] = None) -> Dict[str, Site]:
+    """Read a site file: party name such as ``guest_9999`` -> its site.
+
+    A file that holds one site only (its top-level keys are settings) gives the single key ``""``,
+    which stands for whatever party runs there.
+
+    Args:
+        path: the YAML file.
+        root: overrides the file's ``root``.
+
+    Raises:
+        ExtensionError: E112 if the file cannot be read, E113 with every problem of its content.
+    """
+    raw = _read_yaml(path)
+    own_root = str(raw.pop("root", "."))
+    base = own_root if root is None else root
+    if not Path(base).expanduser().is_absolute():
+        # A root from the command line is relative to where the user stands, one from the file to the file.
+        base = str(((path.parent if root is None else Path.cwd()) / base).resolve())
+    sections = raw if raw and all("_" in key and isinstance(value, dict) for key, value in raw.items()) else {"": raw}
+    sites: Dict[str, Site] = {}
+    problems: List[str] = []
+    for party, section in sections.items():
+        try:
+            sites[party] = Site(**{"root": base, **section})
+        except pydantic.ValidationError as error:
+            problems += [f"{party or path.name}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+    if problems:
+        raise ExtensionError("E113", path=path, count=len(problems), problems="; ".join(problems))
+    return sites
+
+
+def current_site(role: str, party_id: str) -> Site:
+    """The site of the party that runs in this process (variable ``FATE_LLM_EXT_SITE`` names the file)."""
+    path = Path(os.environ.get(SITE_FILE_VARIABLE, DEFAULT_SITE_FILE)).expanduser()
+    sites = load_sites(path, os.environ.get(ROOT_VARIABLE))
+    party = f"{role}_{party_id}"
+    site = sites.get(party) or sites.get("")
+    if site is None:
+        raise ExtensionError("E114", party=party, path=path, known=", ".join(sorted(sites)))
+    return site
+
+
+def _read_yaml(path: Path) -> Dict[str, Any]:
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ExtensionError("E112", path=path, reason=" ".join(str(error).split())) from error
+    if not isinstance(raw, dict):
+        raise ExtensionError("E112", path=path, reason="it holds no mapping")
+    return raw

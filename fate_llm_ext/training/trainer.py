@@ -1,0 +1,161 @@
+"""transformers' Trainer on flat answer positions, with gold and teacher terms in one loss."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from typing import Any, Callable, Sequence
+
+import torch
+import transformers
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from fate_llm_ext.config import TrainConfig
+from fate_llm_ext.data.collate import Batch, Collator, Item
+from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.models.loading import split_head
+from fate_llm_ext.training.hooks import PhaseCallback
+from fate_llm_ext.training.losses import Tail, chunked_head_loss, sparse_kd_loss, token_nll
+
+# Logits of one chunk of answer positions: at most this many floats (256 MB in fp32).
+_CHUNK_FLOATS = 1 << 26
+
+
+def train_items(
+    model: torch.nn.Module,
+    items: Sequence[Item],
+    config: TrainConfig,
+    *,
+    epochs: int,
+    seed: int,
+    pad_id: int,
+    phase: str,
+    temperature: float = 1.0,
+    tail: Tail = "bucket",
+    heartbeat: Callable[[str], None] = lambda doing: None,
+) -> float:
+    """Train on items and return the mean loss.
+
+    Equations 8 and 9 of FedMKT per item: gold_weight * CE + teacher_weight * KD, each a mean over its
+    positions, averaged over the batch.
+
+    Args:
+        model: causal LM whose trainable parameters are trained in place.
+        heartbeat: called between steps with what is being done.
+
+    Raises:
+        ExtensionError: E406 as soon as the loss is not finite.
+    """
+    steps = epochs * math.ceil(len(items) / (config.batch_size * config.gradient_accumulation))
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = _Trainer(
+            model=model,
+            args=_arguments(config, epochs, steps, seed, scratch, next(model.parameters())),
+            train_dataset=list(items),
+            data_collator=Collator(pad_id),
+            callbacks=[PhaseCallback(phase, steps, heartbeat)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        trainer.prepare(config, phase, temperature, tail)
+        return float(trainer.train().training_loss)
+
+
+def _arguments(
+    config: TrainConfig, epochs: int, steps: int, seed: int, scratch: str, parameter: torch.Tensor
+) -> transformers.TrainingArguments:
+    arguments = _Arguments(
+        output_dir=scratch,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        # Rounded down: the first step of a warm-up has the rate 0, and a phase may have one step only.
+        warmup_steps=int(config.warmup_ratio * steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        seed=seed,
+        use_cpu=parameter.device.type == "cpu",
+        bf16=parameter.device.type == "cuda" and parameter.dtype == torch.bfloat16,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    arguments.stay_on(parameter.device)
+    return arguments
+
+
+class _Arguments(transformers.TrainingArguments):
+    """Stays on the device where the model is; the library takes the first one, or all of them at once."""
+
+    _only: Any = None
+
+    def stay_on(self, device: torch.device) -> None:
+        """The model's device is the only one."""
+        self._only = device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # the library has set the first one
+
+    @property
+    def device(self) -> torch.device:
+        return self._only if self._only is not None else super().device
+
+    @property
+    def n_gpu(self) -> int:
+        return min(1, super().n_gpu)
+
+
+class _Trainer(transformers.Trainer):
+    """Adds the loss; everything else is the library's."""
+
+    def prepare(self, config: TrainConfig, phase: str, temperature: float, tail: Tail) -> None:
+        # The weights of the batch hold the means, so the Trainer has to divide by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self._backbone, self._head = split_head(self.model)
+        self._learning_rate = config.learning_rate
+        self._phase = phase
+        self._temperature = temperature
+        self._tail = tail
+
+    def compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False, **kwargs: Any) -> Any:
+        hidden = self._backbone(inputs["input_ids"], inputs["attention_mask"])
+        hidden = hidden.reshape(-1, hidden.shape[-1])[inputs["flat"]]
+        chunk = max(1, _CHUNK_FLOATS // self.model.config.vocab_size)
+        if len(hidden) <= chunk:
+            loss = self._weighted(self._head(hidden), inputs, slice(None)).sum()
+        else:
+            loss = chunked_head_loss(
+                hidden, self._head, chunk, lambda logits, part: self._weighted(logits, inputs, part)
+            ).sum()
+        if not torch.isfinite(loss):
+            raise ExtensionError(
+                "E406",
+                value=float(loss.detach()),
+                step=self.state.global_step + 1,
+                phase=self._phase,
+                learning_rate=self._learning_rate,
+            )
+        return (loss, None) if return_outputs else loss
+
+    def _weighted(self, logits: torch.Tensor, inputs: Batch, part: slice) -> torch.Tensor:
+        """Weighted gold and teacher losses of some answer positions, [p]."""
+        gold_weight, teacher_weight = inputs["gold_weight"][part], inputs["teacher_weight"][part]
+        loss = gold_weight * token_nll(logits, inputs["target"][part])
+        taught = (teacher_weight > 0).nonzero().squeeze(1)
+        if len(taught):
+            kd = sparse_kd_loss(
+                logits[taught],
+                inputs["teacher_ids"][part][taught],
+                inputs["teacher_log_probs"][part][taught],
+                temperature=self._temperature,
+                tail=self._tail,
+            )
+            # The square keeps the gradient's scale at any temperature.
+            loss = loss.index_add(0, taught, teacher_weight[taught] * kd * self._temperature**2)
+        return loss

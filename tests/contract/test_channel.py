@@ -1,0 +1,536 @@
+"""The channel over FATE's own standalone federation: one process per party, contexts as FATE makes them.
+
+The four party processes are started once; every scenario runs under a federation id of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+import traceback
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Dict, List
+
+import numpy as np
+import pytest
+
+from fate_llm_ext.algo.session import federated_task
+from fate_llm_ext.config import NetworkConfig
+from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.federation.channel import Channel
+from fate_llm_ext.federation.codec import WireMessage, array, encode
+
+GUEST, HOST, HOST2, ARBITER = ("guest", "9999"), ("host", "10000"), ("host", "10001"), ("arbiter", "9998")
+EVERYONE = [GUEST, HOST, HOST2, ARBITER]
+CALM = {"silence_seconds": 60.0, "heartbeat_seconds": 30.0}
+Outcome = Dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Numbers(WireMessage):
+    name: ClassVar[str] = "numbers"
+    label: str
+    values: np.ndarray = array("i4", "N")
+
+
+@dataclass(frozen=True)
+class Other(WireMessage):
+    name: ClassVar[str] = "other"
+    values: np.ndarray = array("i4", "N")
+
+
+def numbers(label: str, n: int = 3, seed: int = 0) -> Numbers:
+    return Numbers(label, np.random.default_rng(seed).integers(0, 1 << 30, n, dtype=np.int32))
+
+
+# --- what the parties do: executed in their processes ---------------------------------------------------
+
+
+def nothing(channel: Channel) -> Outcome:
+    """Come and go."""
+    return {}
+
+
+def peers(channel: Channel) -> Outcome:
+    """Who the peers are, and whether messages go where they should."""
+    if channel.is_arbiter:
+        for peer in channel.peers:
+            channel.send(peer, numbers(f"for {peer.name}"), 0)
+        assert [m.label for m in channel.receive_all(Numbers, 0)] == [f"from {p.name}" for p in channel.peers]
+    else:
+        channel.send(channel.peers[0], numbers(f"from {channel.local}"), 0)
+        assert channel.receive(channel.peers[0], Numbers, 0).label == f"for {channel.local}"
+    return {"peers": [peer.name for peer in channel.peers]}
+
+
+def ordered(channel: Channel) -> Outcome:
+    """20 messages each way, interleaved with heartbeats; sizes around and beyond one frame."""
+    sizes = [0, 1, 5, 250_000, 262_143, 262_144, 400_000, 1_000_000, *([7] * 12)]
+    sent = received = 0
+    for number, size in enumerate(sizes):
+        for peer in channel.peers:
+            message = numbers(f"{channel.local} {number}", size, seed=number)
+            channel.send(peer, message, number)
+            sent += len(encode(message))
+        for peer in channel.peers:
+            channel.heartbeat("counting")
+            got = channel.receive(peer, Numbers, number)
+            assert got.label == f"{peer.name} {number}"
+            np.testing.assert_array_equal(got.values, numbers("", size, seed=number).values)
+            received += len(encode(got))
+    assert (channel.bytes_sent, channel.bytes_received) == (sent, received)
+    return {"bytes": sent, "frames": [(peer.sent, peer.received) for peer in channel.peers]}
+
+
+def wait_for_slow_guest(channel: Channel) -> Outcome:
+    """The guest works for three times the limit, saying so now and then."""
+    if channel.local == "guest 9999":
+        until = time.monotonic() + 3.0
+        while time.monotonic() < until:
+            time.sleep(0.05)
+            channel.heartbeat("training, step 3 of 9")
+    if channel.is_arbiter:
+        channel.receive_all(Numbers, 0)
+        for peer in channel.peers:
+            channel.send(peer, numbers("thanks"), 0)
+    else:
+        channel.send(channel.peers[0], numbers("x"), 0)
+        channel.receive(channel.peers[0], Numbers, 0)
+    return {"doing": [peer.doing for peer in channel.peers]}
+
+
+def guest_hangs(channel: Channel) -> Outcome:
+    """The guest says what it does, then its main thread hangs."""
+    if channel.local == "guest 9999":
+        channel.heartbeat("training, step 3 of 9")
+        time.sleep(5.0)
+        return {}
+    if channel.is_arbiter:
+        channel.receive_all(Numbers, 0)
+    else:
+        channel.send(channel.peers[0], numbers("x"), 0)
+        channel.receive(channel.peers[0], Numbers, 0)
+    return {}
+
+
+def host_fails(channel: Channel) -> Outcome:
+    """One host fails while the arbiter waits for the guest, which is busy, and the other host waits for the arbiter."""
+    if channel.local == "host 10000":
+        channel.send(channel.peers[0], numbers("a last message"), 0)
+        channel.heartbeat("doing something slow")
+        raise ExtensionError("E402", folder="models/slm", reason="config.json is missing")
+    if channel.local == "guest 9999":
+        until = time.monotonic() + 2.0
+        while time.monotonic() < until:
+            time.sleep(0.05)
+            channel.heartbeat("training")
+    if channel.is_arbiter:
+        channel.receive_all(Numbers, 0)
+    else:
+        channel.receive(channel.peers[0], Numbers, 0)
+    return {}
+
+
+def fails_at_once(channel: Channel) -> Outcome:
+    """A party that raises before its first message."""
+    if channel.local == "host 10001":
+        raise ValueError("no rows")
+    return host_fails(channel) if channel.local != "host 10000" else guest_hangs(channel)
+
+
+def slow_start(channel: Channel) -> Outcome:
+    """The guest loads its model in one step of three times the limit, then the arbiter's own first message is late."""
+    if channel.local == "guest 9999":
+        channel.heartbeat("loading the model")
+        time.sleep(3.0)
+    return wait_for_slow_guest(channel) if channel.local != "guest 9999" else hello_and_thanks(channel)
+
+
+def hello_and_thanks(channel: Channel) -> Outcome:
+    """A client's part: one message each way."""
+    channel.send(channel.peers[0], numbers("x"), 0)
+    channel.receive(channel.peers[0], Numbers, 0)
+    return {}
+
+
+def hangs_after_its_first_message(channel: Channel) -> Outcome:
+    """The guest has started, says so, and hangs: the short limit counts."""
+    if channel.is_arbiter:
+        channel.receive_all(Numbers, 0)
+        channel.receive_all(Numbers, 1)
+        return {}
+    channel.send(channel.peers[0], numbers("x"), 0)
+    if channel.local == "guest 9999":
+        time.sleep(5.0)
+        return {}
+    channel.send(channel.peers[0], numbers("y"), 1)
+    channel.receive(channel.peers[0], Numbers, 0)
+    return {}
+
+
+def host_fails_while_all_train(channel: Channel) -> Outcome:
+    """Nobody waits for a message; every other party is busy for much longer than the test may take."""
+    if channel.local == "host 10000":
+        raise ExtensionError("E406", value="nan", step=3, phase="private training", learning_rate=1)
+    until = time.monotonic() + 30.0
+    steps = 0
+    while time.monotonic() < until:
+        time.sleep(0.05)
+        steps += 1
+        channel.heartbeat(f"training, step {steps}")
+    return {}
+
+
+def clients_are_done_long_before_the_arbiter(channel: Channel) -> Outcome:
+    """The arbiter works on for three times the limit; the clients have said goodbye."""
+    if channel.is_arbiter:
+        channel.receive_all(Numbers, 0)
+        until = time.monotonic() + 3.0
+        while time.monotonic() < until:
+            time.sleep(0.05)
+            channel.heartbeat("evaluation")
+    else:
+        channel.send(channel.peers[0], numbers("x"), 0)
+        channel.peers[0].heard = True
+    return {}
+
+
+def nobody_says_goodbye(channel: Channel) -> Outcome:
+    """The guest hangs after its last message, the arbiter closes."""
+    if channel.is_arbiter:
+        channel.receive_all(Numbers, 0)
+    else:
+        channel.send(channel.peers[0], numbers("x"), 0)
+        time.sleep(4.0)
+    return {}
+
+
+def arbiter_fails(channel: Channel) -> Outcome:
+    """All clients wait for the arbiter."""
+    if channel.is_arbiter:
+        channel.receive_all(Numbers, 0)
+        raise KeyboardInterrupt
+    channel.send(channel.peers[0], numbers("x"), 0)
+    channel.receive(channel.peers[0], Numbers, 0)
+    return {}
+
+
+def leaves_early(channel: Channel) -> Outcome:
+    """The guest believes that the protocol is over while the arbiter expects another message."""
+    if channel.is_arbiter:
+        channel.receive(channel.peers[0], Numbers, 0)
+        channel.receive(channel.peers[0], Numbers, 1)
+    elif channel.local == "guest 9999":
+        channel.send(channel.peers[0], numbers("x"), 0)
+    return {}
+
+
+def wrong_message(channel: Channel) -> Outcome:
+    """The guest sends something else than the arbiter expects."""
+    if channel.is_arbiter:
+        channel.receive(channel.peers[0], Other, 0)
+    elif channel.local == "guest 9999":
+        channel.send(channel.peers[0], numbers("x"), 0)
+        channel.receive(channel.peers[0], Numbers, 0)
+    return {}
+
+
+def last_words_are_read(channel: Channel) -> Outcome:
+    """A message and the goodbye right behind it: the message counts, however late it is asked for."""
+    if channel.is_arbiter:
+        time.sleep(1.0)
+        assert [m.label for m in channel.receive_all(Numbers, 0)] == [p.name for p in channel.peers]
+    else:
+        channel.send(channel.peers[0], numbers(channel.local), 0)
+    return {}
+
+
+def read_ahead_is_bounded(channel: Channel) -> Outcome:
+    """A fast sender does not fill the receiver's memory."""
+    if not channel.is_arbiter:
+        for number in range(8):
+            channel.send(channel.peers[0], numbers(str(number)), 0)
+        channel.receive(channel.peers[0], Numbers, 0)
+        return {}
+    time.sleep(1.0)
+    waiting = [peer.inbox.qsize() for peer in channel.peers]
+    for number in range(8):
+        assert [m.label for m in channel.receive_all(Numbers, 0)] == [str(number)] * len(channel.peers)
+    for peer in channel.peers:
+        channel.send(peer, numbers("done"), 0)
+    return {"waiting": waiting}
+
+
+# --- processes ------------------------------------------------------------------------------------------
+
+
+class Lines(logging.Handler):
+    def __init__(self, lines: List[str]) -> None:
+        super().__init__()
+        self.lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def party_process(party: Any, pipe: Any, folder: str) -> None:
+    from fate.arch.computing.backends.standalone import CSession
+    from fate.arch.context import Context
+    from fate.arch.federation.backends.standalone import StandaloneFederation
+
+    session = CSession(session_id=f"computing_{party[0]}_{party[1]}", data_dir=folder, options={"task_cores": 1})
+    for scenario, federation_id, parties, network in iter(pipe.recv, None):
+        federation = StandaloneFederation(session, federation_id, party, parties)
+        ctx = Context(computing=session, federation=federation)
+        began = time.monotonic()
+        outcome: Outcome = {"error": None}
+        lines: List[str] = []
+        handler = Lines(lines)
+        logging.getLogger("fate_llm_ext").addHandler(handler)
+        try:
+            with federated_task(ctx, NetworkConfig(**network)) as channel:
+                outcome.update(globals()[scenario](channel))
+            ends = [(peer.sent, peer.received) for peer in channel.peers]
+            outcome.update(ends=ends, left=[peer.inbox.qsize() for peer in channel.peers])
+        except ExtensionError as error:
+            outcome.update(error=error.code, facts=error.facts, text=str(error))
+        except BaseException as error:  # noqa: BLE001 - the test judges it
+            outcome.update(error=type(error).__name__, text=traceback.format_exc())
+        logging.getLogger("fate_llm_ext").removeHandler(handler)
+        outcome["log"] = lines
+        outcome["seconds"] = time.monotonic() - began
+        pipe.send(outcome)
+
+
+class Parties:
+    def __init__(self, folder: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.folder = folder
+        self.pipes = {}
+        self.processes = []
+        for party in EVERYONE:
+            self.pipes[party], theirs = context.Pipe()
+            self.processes.append(
+                context.Process(target=party_process, args=(party, theirs, str(folder)), daemon=False)
+            )
+            self.processes[-1].start()
+
+    def run(self, scenario: Any, parties: List[Any] = EVERYONE, **network: float) -> Dict[Any, Outcome]:
+        federation_id = uuid.uuid4().hex
+        for party in parties:
+            self.pipes[party].send((scenario.__name__, federation_id, parties, {**CALM, **network}))
+        for party in parties:
+            assert self.pipes[party].poll(90), f"{party} hangs in {scenario.__name__}"
+        return {party: self.pipes[party].recv() for party in parties}
+
+    def stop(self) -> None:
+        for pipe in self.pipes.values():
+            pipe.send(None)
+        for process in self.processes:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+
+
+@pytest.fixture(scope="module")
+def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parties]:
+    started = Parties(tmp_path_factory.mktemp("federation"))
+    fine(started.run(nothing))  # the limits of the scenarios are no limits on imports
+    yield started
+    started.stop()
+
+
+def fine(outcomes: Dict[Any, Outcome]) -> None:
+    for party, outcome in outcomes.items():
+        assert outcome["error"] is None, f"{party}: {outcome['text']}"
+
+
+# --- contract -------------------------------------------------------------------------------------------
+
+
+def test_messages_arrive_in_order_and_whole(parties: Parties) -> None:
+    """Also those of several frames, with heartbeats in between; byte counts are those of the messages."""
+    outcomes = parties.run(ordered, heartbeat_seconds=0.01)
+    fine(outcomes)
+    largest = len(encode(numbers("", 1_000_000)))
+    assert largest > 3 * (1 << 20)
+    sent = outcomes[GUEST]["bytes"]
+    assert outcomes[ARBITER]["bytes"] > 2.9 * sent
+    (frames, _) = outcomes[GUEST]["frames"][0]
+    assert frames > 20 + 5, "large messages took several frames"
+
+
+def test_closing_leaves_no_unread_frame(parties: Parties) -> None:
+    outcomes = parties.run(ordered, heartbeat_seconds=0.01)
+    fine(outcomes)
+    for number, client in enumerate((GUEST, HOST, HOST2)):
+        (sent, received) = outcomes[client]["ends"][0]
+        assert outcomes[ARBITER]["ends"][number] == (received, sent)
+        assert outcomes[client]["left"] == [0]
+    assert outcomes[ARBITER]["left"] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("order", [EVERYONE, EVERYONE[::-1], [HOST2, ARBITER, GUEST, HOST]])
+def test_the_order_of_the_parties_does_not_matter(parties: Parties, order: List[Any]) -> None:
+    """The peers' order settles ties between teachers: it must not depend on how a job lists them."""
+    outcomes = parties.run(peers, order)
+    fine(outcomes)
+    assert outcomes[ARBITER]["peers"] == ["guest 9999", "host 10000", "host 10001"]
+    assert outcomes[GUEST]["peers"] == outcomes[HOST]["peers"] == ["arbiter 9998"]
+
+
+def test_two_parties_are_enough(parties: Parties) -> None:
+    fine(parties.run(ordered, [HOST, ARBITER]))
+
+
+def test_a_slow_party_that_gives_signs_of_life_is_waited_for(parties: Parties) -> None:
+    outcomes = parties.run(wait_for_slow_guest, silence_seconds=1.0, heartbeat_seconds=0.2)
+    fine(outcomes)
+    assert outcomes[ARBITER]["doing"][0] == "training, step 3 of 9"
+    assert outcomes[HOST]["doing"] == ["waiting for guest 9999"], "who waits says for whom"
+
+
+def test_loading_in_one_step_is_no_silence(parties: Parties) -> None:
+    """Before a party's first message the limit is another one, whatever heartbeats came."""
+    outcomes = parties.run(slow_start, silence_seconds=1.0, heartbeat_seconds=0.2)
+    fine(outcomes)
+
+
+def test_after_its_first_message_a_party_may_not_be_silent(parties: Parties) -> None:
+    arbiter = parties.run(hangs_after_its_first_message, silence_seconds=1.0, heartbeat_seconds=0.2)[ARBITER]
+    assert (arbiter["error"], arbiter["facts"]["party"]) == ("E304", "guest 9999")
+    assert "network.silence_seconds" in arbiter["text"]
+    assert arbiter["seconds"] < 3.0
+
+
+def test_the_start_has_a_limit_too(parties: Parties) -> None:
+    arbiter = parties.run(slow_start, silence_seconds=0.5, startup_seconds=1.0, heartbeat_seconds=0.2)[ARBITER]
+    assert (arbiter["error"], arbiter["facts"]["limit"]) == ("E304", 1)
+    assert "network.startup_seconds" in arbiter["text"]
+
+
+def test_an_abort_stops_those_who_train(parties: Parties) -> None:
+    outcomes = parties.run(host_fails_while_all_train, heartbeat_seconds=5.0)
+    for party in (GUEST, HOST2, ARBITER):
+        assert outcomes[party]["error"] == "E303", outcomes[party]
+        assert "host 10000" in outcomes[party]["text"]
+        assert "E406 The loss is nan at step 3" in outcomes[party]["text"], "numbers may be told"
+        assert outcomes[party]["seconds"] < 3
+
+
+def test_closing_waits_for_a_peer_that_still_works(parties: Parties) -> None:
+    outcomes = parties.run(clients_are_done_long_before_the_arbiter, silence_seconds=1.0, heartbeat_seconds=0.2)
+    fine(outcomes)
+    for client in (GUEST, HOST, HOST2):
+        assert outcomes[client]["seconds"] > 2.9
+        assert not [line for line in outcomes[client]["log"] if "without the goodbye" in line]
+
+
+def test_closing_gives_up_with_a_line_in_the_log(parties: Parties) -> None:
+    arbiter = parties.run(nobody_says_goodbye, silence_seconds=1.0, heartbeat_seconds=0.2)[ARBITER]
+    assert arbiter["error"] is None
+    assert arbiter["seconds"] < 3
+    (line,) = [line for line in arbiter["log"] if "without the goodbye" in line]
+    assert "guest 9999 (silent for 1 s)" in line
+
+
+def test_a_silent_party_is_named_with_what_it_last_did(parties: Parties) -> None:
+    outcomes = parties.run(guest_hangs, silence_seconds=1.5, startup_seconds=1.5, heartbeat_seconds=0.001)
+    arbiter = outcomes[ARBITER]
+    assert arbiter["error"] == "E304", arbiter
+    assert arbiter["facts"]["party"] == "guest 9999"
+    assert arbiter["facts"]["doing"] == "training, step 3 of 9"
+    assert "'numbers'" in arbiter["text"]
+    assert arbiter["seconds"] < 3.5
+    for host in (HOST, HOST2):
+        assert outcomes[host]["error"] == "E303"
+        assert outcomes[host]["facts"]["party"] == "arbiter 9998"
+        assert "guest 9999" in outcomes[host]["text"]
+        assert "E304" in outcomes[host]["text"]
+        assert outcomes[host]["seconds"] < 4.5
+
+
+def test_an_abort_reaches_everyone_with_its_cause(parties: Parties) -> None:
+    outcomes = parties.run(host_fails, heartbeat_seconds=0.1)
+    assert outcomes[HOST]["error"] == "E402"
+    arbiter = outcomes[ARBITER]
+    assert arbiter["error"] == "E303", arbiter
+    assert arbiter["facts"]["party"] == "host 10000", "though it waited for the guest"
+    assert "E402" in arbiter["text"]
+    assert arbiter["seconds"] < 1.8, "before the guest was done"
+    for client in (GUEST, HOST2):
+        assert outcomes[client]["error"] == "E303", outcomes[client]
+        assert "host 10000" in outcomes[client]["text"]
+        assert "E402 while doing something slow (see its own log)." in outcomes[client]["text"]
+        assert "models/slm" not in outcomes[client]["text"], "paths are private"
+        assert outcomes[client]["seconds"] < 4
+
+
+def test_a_party_that_fails_before_its_first_message(parties: Parties) -> None:
+    outcomes = parties.run(fails_at_once, heartbeat_seconds=0.1)
+    assert outcomes[HOST2]["error"] == "ValueError"
+    assert outcomes[ARBITER]["facts"]["party"] == "host 10001"
+    for party in (GUEST, HOST, ARBITER):
+        assert outcomes[party]["error"] == "E303", outcomes[party]
+        assert "ValueError while starting (see its own log)." in outcomes[party]["text"]
+        assert "no rows" not in outcomes[party]["text"], "what a foreign exception says may be private"
+        assert outcomes[party]["seconds"] < 4
+
+
+def test_a_failing_arbiter(parties: Parties) -> None:
+    outcomes = parties.run(arbiter_fails)
+    assert outcomes[ARBITER]["error"] == "KeyboardInterrupt"
+    for client in (GUEST, HOST, HOST2):
+        assert outcomes[client]["error"] == "E303"
+        assert outcomes[client]["facts"]["party"] == "arbiter 9998"
+        assert outcomes[client]["facts"]["reason"].startswith("KeyboardInterrupt while ")
+        assert outcomes[client]["seconds"] < 3
+
+
+def test_a_party_that_leaves_too_early(parties: Parties) -> None:
+    outcomes = parties.run(leaves_early, [GUEST, ARBITER])
+    assert outcomes[ARBITER]["error"] == "E305"
+    assert "already finished" in outcomes[ARBITER]["text"]
+    assert outcomes[GUEST]["seconds"] < 5
+
+
+def test_an_unexpected_message_is_refused(parties: Parties) -> None:
+    outcomes = parties.run(wrong_message, [GUEST, ARBITER])
+    assert (outcomes[ARBITER]["error"], outcomes[ARBITER]["facts"]["sender"]) == ("E301", "guest 9999")
+    assert outcomes[GUEST]["error"] == "E303"
+    assert "E301" in outcomes[GUEST]["text"]
+
+
+def test_a_message_before_the_goodbye_counts(parties: Parties) -> None:
+    fine(parties.run(last_words_are_read))
+
+
+def test_read_ahead_is_bounded(parties: Parties) -> None:
+    outcomes = parties.run(read_ahead_is_bounded)
+    fine(outcomes)
+    assert all(0 < waiting <= 2 for waiting in outcomes[ARBITER]["waiting"])
+
+
+def test_the_last_message_wins_over_the_goodbye_that_follows_it() -> None:
+    """Both may arrive between the receiver's look into the inbox and its look at the peer's state."""
+    channel = object.__new__(Channel)
+    channel._network = NetworkConfig(silence_seconds=60, heartbeat_seconds=60)
+    channel._finished, channel._last_heartbeat, channel.bytes_received = False, time.monotonic(), 0
+    from fate_llm_ext.federation.channel import Peer
+
+    peer = Peer("guest 9999")
+    channel.peers = [peer]
+    look = channel._raise_if_lost
+
+    def late(awaited: Any, message: str) -> None:
+        if peer.inbox.empty() and not peer.closed:
+            peer.inbox.put(encode(numbers("last words")))
+            peer.closed = True
+        look(awaited, message)
+
+    channel._raise_if_lost = late  # type: ignore[method-assign]
+    assert channel.receive(peer, Numbers, 0).label == "last words"

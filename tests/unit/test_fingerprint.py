@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from fate_llm_ext.data.fingerprint import fingerprint_examples, fingerprint_file, short
+from fate_llm_ext.data.templates import Example
+from fate_llm_ext.errors import ExtensionError
+
+ONE, TWO = Example("p", " a", (" a", " b")), Example("q\u00e9", None, None)
+
+
+def test_value_is_stable():
+    expected = hashlib.sha256(b'["p"," a",[" a"," b"]]\n["q\\u00e9",null,null]\n').hexdigest()
+    assert fingerprint_examples(iter([ONE, TWO])) == expected
+    assert short(expected) == expected[:16]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [TWO, ONE],
+        [ONE],
+        [ONE, TWO, TWO],
+        [Example("p ", "a", (" a", " b")), TWO],
+        [Example("p", " b", (" a", " b")), TWO],
+        [Example("p", " a", (" b", " a")), TWO],
+        [Example("p", " a", None), TWO],
+        [ONE, Example("q\u00e9", "", None)],
+    ],
+)
+def test_every_part_and_the_order_count(other):
+    assert fingerprint_examples(other) != fingerprint_examples([ONE, TWO])
+
+
+def test_file():
+    source = Path(__file__).resolve().parents[3] / "shared" / "assets" / "data" / "ag_news" / "test.csv"
+    assert fingerprint_file(source) == "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699"
+    with pytest.raises(ExtensionError, match="E201"):
+        fingerprint_file(source.parent)

@@ -1,0 +1,110 @@
+"""Site files: where things lie, and what is said when they do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.site import ROOT_VARIABLE, SITE_FILE_VARIABLE, Site, current_site, load_sites
+
+
+def write(folder: Path, content: Any, name: str = "sites.yaml") -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def error_of(code: str, call: Any) -> str:
+    with pytest.raises(ExtensionError) as caught:
+        call()
+    assert caught.value.code == code
+    return str(caught.value)
+
+
+def test_one_section_per_party(tmp_path: Path) -> None:
+    content = {
+        "root": "work",
+        "guest_9999": {"models": {"slm": "m"}},
+        "arbiter_9998": {"device": "cpu", "threads": 2, "root": "/srv"},
+    }
+    sites = load_sites(write(tmp_path, content))
+    assert sorted(sites) == ["arbiter_9998", "guest_9999"]
+    assert sites["guest_9999"].path("m") == tmp_path / "work" / "m"
+    assert sites["arbiter_9998"].path("m") == Path("/srv/m")
+    assert (sites["arbiter_9998"].device, sites["arbiter_9998"].threads) == ("cpu", 2)
+    assert sites["guest_9999"].path("/elsewhere/m") == Path("/elsewhere/m")
+
+
+def test_one_site_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, {"models": {"slm": "m"}, "device": "cpu"})
+    assert sorted(load_sites(path)) == [""]
+    monkeypatch.setenv(SITE_FILE_VARIABLE, str(path))
+    monkeypatch.delenv(ROOT_VARIABLE, raising=False)
+    assert current_site("host", "10000").path("m") == tmp_path / "m"
+
+
+def test_where_relative_paths_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A root of the file is relative to the file, one of the command line to where the user stands."""
+    (tmp_path / "conf").mkdir()
+    path = write(tmp_path / "conf", {"root": "../data", "models": {"slm": "m"}})
+    assert load_sites(path)[""].path("m") == tmp_path / "data" / "m"
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert load_sites(path, "runs")[""].path("m") == here / "runs" / "m"
+    assert load_sites(path, "/srv/runs")[""].path("m") == Path("/srv/runs/m")
+
+
+def test_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert Site(root="/srv").path("~/m") == Path("/home/ada/m")
+    assert Site(root="~/srv").path("m") == Path("/home/ada/srv/m")
+
+
+def test_lookup(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    site = Site(root=str(tmp_path), models={"slm": "m", "llm": "gone"}, tables={"llm/news": "m"})
+    assert site.lookup("models", "slm") == site.lookup("tables", "llm/news") == tmp_path / "m"
+    text = error_of("E110", lambda: site.lookup("models", "slim"))
+    assert "'slim'" in text
+    assert "llm, slm" in text
+    assert "nothing" in error_of("E110", lambda: site.lookup("public", "news"))
+    assert str(tmp_path / "gone") in error_of("E111", lambda: site.lookup("models", "llm"))
+
+
+@pytest.mark.parametrize("content", ["", "- a\n- b\n", "just text", "3"])
+def test_a_file_that_holds_no_mapping(tmp_path: Path, content: str) -> None:
+    assert "no mapping" in error_of("E112", lambda: load_sites(write(tmp_path, content)))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    error_of("E112", lambda: load_sites(tmp_path / "gone.yaml"))
+    error_of("E112", lambda: load_sites(tmp_path))
+    error_of("E112", lambda: load_sites(write(tmp_path, "a: [1,")))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00a")
+    error_of("E112", lambda: load_sites(tmp_path / "binary.yaml"))
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    content = {
+        "guest_9999": {"model": {"slm": "m"}, "threads": 0},
+        "host_10000": {"models": ["m"]},
+        "arbiter_9998": {"device": "cpu"},
+    }
+    text = error_of("E113", lambda: load_sites(write(tmp_path, content)))
+    assert "3 problem(s)" in text
+    for where in ("guest_9999.model:", "guest_9999.threads:", "host_10000.models:"):
+        assert where in text
+
+
+def test_a_party_without_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SITE_FILE_VARIABLE, str(write(tmp_path, {"guest_9999": {"device": "cpu"}})))
+    monkeypatch.setenv(ROOT_VARIABLE, "/srv")
+    assert current_site("guest", "9999").path("m") == Path("/srv/m")
+    text = error_of("E114", lambda: current_site("host", "10000"))
+    assert "host_10000" in text
+    assert "guest_9999" in text
