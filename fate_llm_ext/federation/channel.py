@@ -13,6 +13,7 @@ and because a broker connection must not be shared by the sending and the receiv
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import struct
 import threading
@@ -81,7 +82,7 @@ class Channel:
         self._ranks: Dict[str, int] = {f"{r} {i}": names.index((r, i)) for r, i in wanted}
         self._send_name = "to_clients" if self.is_arbiter else "to_arbiter"
         self._receive_name = "to_arbiter" if self.is_arbiter else "to_clients"
-        self._last_heartbeat = time.monotonic()
+        self._last_heartbeat = -math.inf  # the first one always goes out: a party that hangs at once is named with it
         self._finished = False
         self.doing = "starting"
         self.bytes_sent = 0
