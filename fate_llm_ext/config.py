@@ -85,6 +85,37 @@ class TrainConfig(Group):
     max_grad_norm: float = Field(1.0, gt=0.0, description="Gradient clipping.")
 
 
+class PrivacyConfig(Group):
+    """DP-SGD: the guarantee asked for and how the noisy training runs. The unit is one record (add or remove)."""
+
+    epsilon: float = Field(..., gt=0.0, description="ε of everything that this job releases about a table.")
+    delta: Optional[float] = Field(
+        None, gt=0.0, lt=1.0, description="δ, below 1 / records; default: records to the power of -1.1."
+    )
+    max_grad_norm: float = Field(1.0, gt=0.0, description="C: norm to which each record's gradient is clipped.")
+    accountant: Literal["prv", "rdp", "pld"] = Field("prv", description="prv and pld are tight, rdp reports more.")
+    batch_size: int = Field(256, ge=1, description="Expected records per step (Poisson sampling); large is good.")
+    physical_batch_size: int = Field(8, ge=1, description="Records at a time in memory.")
+    epochs: float = Field(10.0, gt=0.0, description="Expected passes over the records, all rounds together.")
+    learning_rate: float = Field(1e-3, gt=0.0, description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(0.0, ge=0.0)
+    warmup_ratio: float = Field(0.05, ge=0.0, le=1.0, description="Share of the steps with rising rate.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="Rate after the warm-up.")
+    per_sample: Literal["auto", "hooks", "ghost", "loop"] = Field(
+        "auto", description="How per-record gradients are clipped; auto takes the cheapest that the model allows."
+    )
+
+
+class GenerationConfig(Group):
+    """Sampling of text."""
+
+    temperature: float = Field(1.0, gt=0.0, description="Sampling temperature.")
+    top_k: int = Field(50, ge=0, description="Sample among the k most probable tokens; 0: all.")
+    top_p: float = Field(0.95, gt=0.0, le=1.0, description="Nucleus sampling: smallest set of this mass.")
+    max_new_tokens: int = Field(64, ge=1, description="Longest text in tokens.")
+    batch_size: int = Field(64, ge=1, description="Texts sampled at a time.")
+
+
 class NetworkConfig(Group):
     """How long a party waits for the others."""
 

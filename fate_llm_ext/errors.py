@@ -318,6 +318,14 @@ CATALOGUE: dict[str, ErrorKind] = {
         "{first} and {second} are runs of different jobs: {where} is {one!r} and {other!r}.",
         "Compare runs that differ in seeds or in the content of their data only.",
     ),
+    # E6xx - privacy: events and accountants 600, ledger 610, DP training 630, audit 650, DP-KD 660, commands 690 ----
+    "E601": ErrorKind(
+        "{got} is no known privacy mechanism (known: {known}).",
+        "Nobody can say what it costs, so it is refused; run the version of fate-llm-ext that wrote it.",
+    ),
+    "E602": ErrorKind(
+        "{name} of a {kind} mechanism is {got}; it must lie between {low} and {high}.", "Correct the value."
+    ),
 }
 
 

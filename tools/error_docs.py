@@ -13,6 +13,7 @@ HEADINGS = {
     "E3": "Federation and protocol",
     "E4": "Models and training",
     "E5": "Engine and environment",
+    "E6": "Privacy",
 }
 
 

@@ -7,9 +7,9 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
 
-from fate_llm_ext.algo.fedmkt.encoding import SpanTokenizer, encode_pairs
 from fate_llm_ext.config import EvaluationConfig, TaskConfig
 from fate_llm_ext.data.templates import Example
+from fate_llm_ext.models.encoding import SpanTokenizer, encode_pairs
 from fate_llm_ext.models.scoring import Scorer
 from fate_llm_ext.progress import Progress
 

@@ -15,14 +15,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from fate_llm_ext.algo.fedmkt.alignment import align_starts, align_starts_batch, map_top_k
-from fate_llm_ext.algo.fedmkt.encoding import (
+from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.models.alignment import align_starts, align_starts_batch, map_top_k
+from fate_llm_ext.models.encoding import (
     SpanTokenizer,
     encode_pair,
     encode_pairs,
     token_spans,
 )
-from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.tokenizers import load_tokenizer
 
 ASSETS = Path(__file__).parents[3] / "shared" / "assets"

@@ -7,9 +7,9 @@ import pytest
 
 from fate_llm_ext.algo.fedmkt.handshake import _vocabulary
 from fate_llm_ext.algo.fedmkt.protocol import Hello, Welcome
-from fate_llm_ext.algo.fedmkt.vocabulary import map_vocabulary, read_vocabulary
 from fate_llm_ext.errors import CATALOGUE, ExtensionError
 from fate_llm_ext.models.tiny_tokenizer import train_tokenizer
+from fate_llm_ext.models.vocabulary import map_vocabulary, read_vocabulary
 
 
 def welcome(eos_id: int = 1, lengths: tuple[int, ...] = (1, 2)) -> Welcome:

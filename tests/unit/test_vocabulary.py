@@ -13,10 +13,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from fate_llm_ext.algo.fedmkt.vocabulary import SPECIAL, Vocabulary, map_vocabulary, read_vocabulary
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.backends import plain_backend
 from fate_llm_ext.models.tokenizers import load_tokenizer
+from fate_llm_ext.models.vocabulary import SPECIAL, Vocabulary, map_vocabulary, read_vocabulary
 
 ASSETS = Path(__file__).parents[3] / "shared" / "assets"
 FAMILIES = ("gpt2", "opt", "llama2", "neox")

@@ -11,10 +11,10 @@ from fate_llm_ext import __version__
 from fate_llm_ext.algo.fedmkt.config import FedMKTConfig
 from fate_llm_ext.algo.fedmkt.learner import Learner
 from fate_llm_ext.algo.fedmkt.protocol import Hello, Welcome
-from fate_llm_ext.algo.fedmkt.vocabulary import Vocabulary
 from fate_llm_ext.data.fingerprint import short
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.federation.channel import Channel
+from fate_llm_ext.models.vocabulary import Vocabulary
 
 
 def greet(channel: Channel, learner: Learner, fingerprint: str) -> Vocabulary:

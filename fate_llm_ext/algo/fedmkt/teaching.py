@@ -7,13 +7,13 @@ from typing import Callable, Dict
 
 import numpy as np
 
-from fate_llm_ext.algo.fedmkt.alignment import align_starts_batch, map_top_k
 from fate_llm_ext.algo.fedmkt.checks import invalid
 from fate_llm_ext.algo.fedmkt.learner import Learner, TaughtRow
 from fate_llm_ext.algo.fedmkt.protocol import Signals
-from fate_llm_ext.algo.fedmkt.vocabulary import Vocabulary, map_vocabulary
 from fate_llm_ext.data.collate import TeacherTargets
 from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.models.alignment import align_starts_batch, map_top_k
+from fate_llm_ext.models.vocabulary import Vocabulary, map_vocabulary
 
 Taught = Dict[int, TaughtRow]
 

@@ -11,9 +11,9 @@ import numpy as np
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
-from fate_llm_ext.algo.fedmkt.vocabulary import Vocabulary, read_vocabulary
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.backends import plain_backend
+from fate_llm_ext.models.vocabulary import Vocabulary, read_vocabulary
 
 Array = np.ndarray[Any, Any]
 

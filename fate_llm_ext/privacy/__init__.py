@@ -1,0 +1,1 @@
+"""Differential privacy: what was released, what it cost, who allowed it."""
