@@ -5,6 +5,7 @@ SHELL := /bin/sh
 VENV := .venv
 VENV_COMPAT := .venv-compat
 VENV_CLIENT := .venv-client
+VENV_PEER := .venv-peer
 PY := $(VENV)/bin/python
 PY_COMPAT := $(VENV_COMPAT)/bin/python
 PY_CLIENT := $(VENV_CLIENT)/bin/python
@@ -22,7 +23,7 @@ export TRANSFORMERS_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help venv venv-compat venv-client demo test test-all test-compat test-client lint format check-confs docs clean
+.PHONY: help venv venv-compat venv-client peer demo test test-all test-compat test-client lint format check-confs docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +36,9 @@ venv-compat: ## .venv-compat: the set that FATE 2.2 pins
 
 venv-client: ## .venv-client: FATE's client without torch
 	@PYTHON="$(PYTHON)" sh tools/venv.sh client $(VENV_CLIENT)
+
+peer: ## .venv-peer: fate-llm 2.2, which benchmarks measure against
+	@PYTHON="$(PYTHON)" sh tools/venv.sh peer $(VENV_PEER)
 
 demo: venv ## run the FedMKT quickstart: four parties on this machine
 	@$(DEMO)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make or refresh the virtual environment DIR of one supported set: modern, compat or client.
+# Make or refresh the virtual environment DIR of one set: modern, compat, client, or peer (fate-llm, to measure against).
 #
 #     sh tools/venv.sh SET DIR
 #
@@ -50,7 +50,7 @@ case $version in
     *) fail "$python is Python $version; the tested sets are for 3.11." "make venv PYTHON=/path/to/python3.11" ;;
 esac
 [ -f "$constraints/$set_name.txt" ] ||
-    fail "there is no set $set_name." "choose modern, compat or client."
+    fail "there is no set $set_name." "choose modern, compat, client or peer."
 
 # --- nothing to do? ----------------------------------------------------------------------------------
 key=$(cat "$constraints/$set_name"*.txt setup.py "$0" 2>/dev/null | cksum)
@@ -100,9 +100,13 @@ else
     step "torch, uv" "$dir/bin/python" -m pip install --no-input -c "$constraints/$set_name.txt" torch uv
     overrides=
     [ -f "$constraints/$set_name-overrides.txt" ] && overrides="--override $constraints/$set_name-overrides.txt"
+    set -- -e '.[fate,privacy,dev]'
+    # Without this package: it and fate-llm ask for different releases of peft and opacus. fate-llm imports loguru
+    # without asking for it.
+    [ "$set_name" = peer ] && set -- pyfate==2.2.0 fate-llm==2.2.0 loguru
     # shellcheck disable=SC2086  # two words or none
     step "FATE 2.2 and the $set_name set (about a minute)" "$dir/bin/uv" pip install --python "$dir/bin/python" \
-        --compile-bytecode $overrides -c "$constraints/$set_name.txt" -e '.[fate,privacy,dev]'
+        --compile-bytecode $overrides -c "$constraints/$set_name.txt" "$@"
 fi
 printf '%s\n' "$key" >"$dir/.stamp" || fail "the stamp in $dir cannot be written." "free some space, then repeat."
 echo "setup: $dir is ready" >&2

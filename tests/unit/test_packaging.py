@@ -108,7 +108,7 @@ def test_version_is_the_same_everywhere() -> None:
 
 def test_constraint_files_are_shipped() -> None:
     names = {path.name for path in (PACKAGE / "constraints").glob("*.txt")}
-    assert {"modern.txt", "modern-overrides.txt", "compat.txt", "client.txt"} <= names
+    assert {"modern.txt", "modern-overrides.txt", "compat.txt", "client.txt", "peer.txt", "peer-overrides.txt"} <= names
 
 
 @pytest.mark.skipif(not (ROOT / "docs/errors.md").exists(), reason="not a checkout")
