@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fate_llm_ext.algo.fedmkt.handshake import _vocabulary
+from fate_llm_ext.algo.agreement import vocabulary_of
 from fate_llm_ext.algo.fedmkt.protocol import Hello, Welcome
 from fate_llm_ext.errors import CATALOGUE, ExtensionError
 from fate_llm_ext.models.tiny_tokenizer import train_tokenizer
@@ -18,20 +18,20 @@ def welcome(eos_id: int = 1, lengths: tuple[int, ...] = (1, 2)) -> Welcome:
 
 
 def test_a_sound_vocabulary() -> None:
-    assert _vocabulary(welcome(), "arbiter 9998").tokens() == [b"a", b"bc"]
+    assert vocabulary_of(welcome(), "arbiter 9998").tokens() == [b"a", b"bc"]
 
 
 @pytest.mark.parametrize("message", [welcome(lengths=(1, 1)), welcome(eos_id=2), welcome(eos_id=1 << 70)])
 def test_a_malformed_vocabulary_names_its_sender(message: Welcome) -> None:
     with pytest.raises(ExtensionError, match="E301 arbiter 9998 sent an invalid 'welcome' message: "):
-        _vocabulary(message, "arbiter 9998")
+        vocabulary_of(message, "arbiter 9998")
 
 
 def test_a_client_is_named_too() -> None:
     one = welcome(eos_id=2)
     hello = Hello("0.1.0", 1, "f", {}, one.eos_id, one.blob, one.lengths, one.kind)
     with pytest.raises(ExtensionError, match="E301 host 10000 sent an invalid 'hello' message: "):
-        _vocabulary(hello, "host 10000")
+        vocabulary_of(hello, "host 10000")
 
 
 def test_mapping_by_edit_distance_gives_signs_of_life() -> None:

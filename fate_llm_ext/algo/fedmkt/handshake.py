@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Dict
 
-import numpy as np
-
 from fate_llm_ext import __version__
+from fate_llm_ext.algo.agreement import agree, vocabulary_fields, vocabulary_of
 from fate_llm_ext.algo.fedmkt.config import FedMKTConfig
 from fate_llm_ext.algo.fedmkt.learner import Learner
 from fate_llm_ext.algo.fedmkt.protocol import Hello, Welcome
@@ -24,11 +23,11 @@ def greet(channel: Channel, learner: Learner, fingerprint: str) -> Vocabulary:
         public_rows=len(learner.public),
         public_fingerprint=fingerprint,
         parameters=common_parameters(learner.config),
-        **_vocabulary_fields(learner.answerer.vocabulary),
+        **vocabulary_fields(learner.answerer.vocabulary),
     )
     channel.send(channel.peers[0], hello, 0)
     arbiter = channel.peers[0]
-    return _vocabulary(channel.receive(arbiter, Welcome, 0), arbiter.name)
+    return vocabulary_of(channel.receive(arbiter, Welcome, 0), arbiter.name)
 
 
 def welcome(channel: Channel, learner: Learner, fingerprint: str) -> Dict[str, Vocabulary]:
@@ -42,9 +41,9 @@ def welcome(channel: Channel, learner: Learner, fingerprint: str) -> Dict[str, V
     for peer in channel.peers:
         hello = channel.receive(peer, Hello, 0)
         _compare(peer.name, hello, learner, fingerprint)
-        vocabularies[peer.name] = _vocabulary(hello, peer.name)
+        vocabularies[peer.name] = vocabulary_of(hello, peer.name)
     for peer in channel.peers:
-        channel.send(peer, Welcome(**_vocabulary_fields(learner.answerer.vocabulary)), 0)
+        channel.send(peer, Welcome(**vocabulary_fields(learner.answerer.vocabulary)), 0)
     return vocabularies
 
 
@@ -65,16 +64,7 @@ def common_parameters(config: FedMKTConfig) -> Dict[str, str]:
 
 
 def _compare(party: str, hello: Hello, learner: Learner, fingerprint: str) -> None:
-    if hello.version != __version__:
-        raise ExtensionError("E307", party=party, got=hello.version, expected=__version__)
-    own = common_parameters(learner.config)
-    differences = [
-        f"{name} is {hello.parameters.get(name)} there and {own.get(name)} here"
-        for name in sorted(set(own) | set(hello.parameters))
-        if hello.parameters.get(name) != own.get(name)
-    ]
-    if differences:
-        raise ExtensionError("E306", party=party, differences="; ".join(differences))
+    agree(party, hello.version, hello.parameters, common_parameters(learner.config))
     if hello.public_fingerprint != fingerprint:
         raise ExtensionError(
             "E302",
@@ -84,27 +74,3 @@ def _compare(party: str, hello: Hello, learner: Learner, fingerprint: str) -> No
             expected=len(learner.public),
             expected_hash=short(fingerprint),
         )
-
-
-def _vocabulary_fields(vocabulary: Vocabulary) -> Dict[str, Any]:
-    return {
-        "eos_id": vocabulary.eos_id,
-        "blob": vocabulary.blob,
-        "lengths": vocabulary.lengths,
-        "kind": vocabulary.kind,
-    }
-
-
-def _vocabulary(message: Hello | Welcome, sender: str) -> Vocabulary:
-    try:
-        return Vocabulary.from_arrays(
-            {
-                "blob": message.blob,
-                "offsets": np.concatenate([[0], np.cumsum(message.lengths, dtype=np.int64)]),
-                "kind": message.kind,
-                "eos_id": np.array([message.eos_id], dtype=np.int64),
-            }
-        )
-    except (ExtensionError, OverflowError) as error:
-        reason = error.problem if isinstance(error, ExtensionError) else "the end token is out of range"
-        raise ExtensionError("E301", sender=sender, message=message.name, reason=reason.rstrip(".")) from error
