@@ -326,6 +326,50 @@ CATALOGUE: dict[str, ErrorKind] = {
     "E602": ErrorKind(
         "{name} of a {kind} mechanism is {got}; it must lie between {low} and {high}.", "Correct the value."
     ),
+    "E603": ErrorKind("{name} is {got}; it must lie {between} {low} and {high}.", "Correct the value."),
+    "E604": ErrorKind(
+        "The accountant {accountant} needs {package}, which cannot be imported ({reason}).",
+        "pip install 'fate-llm-ext[privacy]'",
+    ),
+    "E605": ErrorKind("{got!r} is no accountant (known: {known}).", "Set `privacy.accountant` to one of them."),
+    "E606": ErrorKind(
+        "ε = {target} at δ = {delta} cannot be reached: what else is released costs {others} already, and not even "
+        "σ = {most} keeps the rest within it.",
+        "Raise `privacy.epsilon`, train fewer epochs, or release less beside the training.",
+    ),
+    "E607": ErrorKind(
+        "δ = {delta} is not below 1 / N = {limit} for {records} records: publishing one record in the clear would "
+        "count as private.",
+        "Leave `privacy.delta` out (then it is {default}) or set it below {limit}.",
+    ),
+    "E650": ErrorKind(
+        "An audit got scores {scores} for {canaries} canaries, {bad} of them no numbers.",
+        "Give one number per canary, [m] or [scores, m]; a training that diverges cannot be audited.",
+    ),
+    "E651": ErrorKind(
+        "An audit shall guess {size} canaries at each end of {canaries}; possible are 1 to {most}.",
+        "Use more canaries or fewer guesses.",
+    ),
+    "E660": ErrorKind(
+        "{path}: {count} of {rows} rows have a control code that is not among the {codes} of `control.values` (row {row} "
+        "first).",
+        "Complete `control.values` (the list is public), correct `control.code`, or remove these rows.",
+    ),
+    "E661": ErrorKind(
+        "{path}: {count} of {rows} rows have no {what} (row {row} first; columns: {columns}).",
+        "Correct `control.{what}` or `control.columns`, or remove these rows.",
+    ),
+    "E662": ErrorKind(
+        "The prompt of control code {code} takes {tokens} tokens; with at least {needed} of text that is more than "
+        "`control.max_length` {limit}.",
+        "Raise `control.max_length`, or shorten the code or `synthesis.max_new_tokens`.",
+        shared=True,
+    ),
+    "E663": ErrorKind(
+        "The control codes {first} and {second} of {codes} differ in spaces only.",
+        "Give each code once in `control.values`.",
+        shared=True,
+    ),
 }
 
 
