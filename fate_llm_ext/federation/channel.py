@@ -180,9 +180,42 @@ class Channel:
         """One message from each peer, in the order of the peers."""
         return [self.receive(peer, expected, round) for peer in (self.peers if peers is None else peers)]
 
-    def _raise_if_lost(self, awaited: Peer, message: str) -> None:
+    def wait_until(self, finished: threading.Event, message: str, doing: str) -> None:
+        """Wait for an exchange that another thread makes with FATE itself, as :meth:`receive` waits.
+
+        Args:
+            finished: set by that thread.
+            message: what the exchange is called.
+            doing: what this party tells the others meanwhile; all of them say the same when they are in it.
+
+        Raises:
+            ExtensionError: E303 if any peer aborted, E304 if one is silent for too long, E305 if one cannot be
+                read or if all have been in the exchange for longer than a start may take, which means that it
+                is stuck.
+        """
+        for peer in self.peers:
+            self._grant_time(peer)
+        started = said = now = time.monotonic()
+        together = math.inf
+        while not finished.wait(_POLL_SECONDS):
+            for peer in self.peers:
+                self._raise_if_lost(peer, message, finished_is_lost=False)
+            self.heartbeat(doing)
+            now = time.monotonic()
+            # Only the arbiter knows what all others do.
+            together = min(together, now) if self.is_arbiter and all(p.doing == doing for p in self.peers) else math.inf
+            if now - together > self._network.startup_seconds:
+                names = ", ".join(peer.name for peer in self.peers)
+                reason = f"all parties have been in it for {int(now - together)} s"
+                raise ExtensionError("E305", party=names, message=message, reason=reason)
+            if now - said >= self._network.heartbeat_seconds:
+                said = now
+                names = ", ".join(f"{peer.name} ({peer.doing})" for peer in self.peers)
+                emit("waiting", peer=names, message=message, seconds=int(now - started), doing=doing)
+
+    def _raise_if_lost(self, awaited: Peer, message: str, finished_is_lost: bool = True) -> None:
         self._raise_if_aborted()
-        reason = awaited.broken or ("it has already finished" if awaited.closed else "")
+        reason = awaited.broken or ("it has already finished" if awaited.closed and finished_is_lost else "")
         # Its last message may have come in since the caller looked.
         if reason and awaited.inbox.empty():
             raise ExtensionError("E305", party=awaited.name, message=message, reason=reason)
