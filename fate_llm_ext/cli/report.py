@@ -34,11 +34,15 @@ def show_runs(runs: Sequence[Path], page: Path) -> None:
     from fate_llm_ext.cli.board import result_lines
     from fate_llm_ext.errors import ExtensionError
     from fate_llm_ext.pipelines.results import main_tables, read_events, result_tables
-    from fate_llm_ext.report import write_report
+    from fate_llm_ext.report import privacy, write_report
 
-    lines: List[str] = result_lines(main_tables(result_tables([read_events(run) for run in runs])))
+    events = [read_events(run) for run in runs]
+    lines: List[str] = result_lines(main_tables(result_tables(events)))
     for line in lines or ["No results yet."]:
         click.echo(line)
+    # Of several runs the last one: its ledgers hold the others' releases too.
+    for number, line in enumerate(privacy.lines(events[-1])):
+        click.echo(("" if number else "\n") + line)
     try:
         written = write_report(runs, page)
     except OSError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from fate_llm_ext.pipelines.results import ResultTable, party_order, read_events, read_job, result_tables
-from fate_llm_ext.report import series
+from fate_llm_ext.report import privacy, series
 
 
 def write_report(runs: Sequence[Path], target: Path) -> Path:
@@ -58,6 +58,7 @@ def _run_view(run: Path, events: Dict[str, Dict[str, List[series.Event]]]) -> Di
             "charts": series.charts(parties),
             "messages": series.message_grid(parties),
             "phases": series.phase_grid(parties),
+            "privacy": privacy.view(parties),
         }
         for name, parties in events.items()
     ]
