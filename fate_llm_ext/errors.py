@@ -342,6 +342,31 @@ CATALOGUE: dict[str, ErrorKind] = {
         "count as private.",
         "Leave `privacy.delta` out (then it is {default}) or set it below {limit}.",
     ),
+    "E630": ErrorKind(
+        "privacy.batch_size is {batch_size}, the private table has {records} records.",
+        "Choose a batch of at most {records}, e.g. a tenth of the records.",
+    ),
+    "E631": ErrorKind(
+        "privacy.max_grad_norm is {norm}: without a bound on a record's gradient there is no privacy.",
+        "Give a finite norm, e.g. 1.0.",
+    ),
+    "E632": ErrorKind(
+        "{items} training items for a plan of {records} records: the guarantee counts one item per record.",
+        "Plan the training with the number of items.",
+    ),
+    "E633": ErrorKind(
+        "{asked} more steps after {done} would exceed the {planned} steps that the noise was chosen for.",
+        "Raise privacy.epochs and plan again.",
+    ),
+    "E634": ErrorKind(
+        "A record's gradient is not finite in step {step} of {phase} (learning rate {learning_rate}).",
+        "Lower privacy.learning_rate or use model.dtype: float32.",
+    ),
+    "E635": ErrorKind(
+        "The stored state of the noisy training does not fit: its {what}: {stored}, here: {got}.",
+        "Resume with the parameters and the data that it was stored with, or start anew.",
+    ),
+    "E636": ErrorKind("The model has no trainable parameter.", "Add an adapter (lora) or train all weights."),
     "E650": ErrorKind(
         "An audit got scores {scores} for {canaries} canaries, {bad} of them no numbers.",
         "Give one number per canary, [m] or [scores, m]; a training that diverges cannot be audited.",
@@ -351,8 +376,8 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Use more canaries or fewer guesses.",
     ),
     "E660": ErrorKind(
-        "{path}: {count} of {rows} rows have a control code that is not among the {codes} of `control.values` (row {row} "
-        "first).",
+        "{path}: {count} of {rows} rows have a control code that is not among the {codes} of `control.values` (row "
+        "{row} first).",
         "Complete `control.values` (the list is public), correct `control.code`, or remove these rows.",
     ),
     "E661": ErrorKind(
@@ -368,6 +393,12 @@ CATALOGUE: dict[str, ErrorKind] = {
     "E663": ErrorKind(
         "The control codes {first} and {second} of {codes} differ in spaces only.",
         "Give each code once in `control.values`.",
+        shared=True,
+    ),
+    "E664": ErrorKind("Prompt {prompt} of {prompts} has no token, so nothing could follow it.", "Give it some text."),
+    "E665": ErrorKind(
+        "A prompt of {prompt} tokens and a text of {new} do not fit into the model, which has positions for {limit}.",
+        "Lower `max_new_tokens`, or use a model with a longer context.",
         shared=True,
     ),
 }

@@ -1,0 +1,72 @@
+"""The loss of each record of a batch, so that each record's gradient can be clipped on its own."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fate_llm_ext.data.collate import Batch, Collator, Item
+from fate_llm_ext.models.loading import split_head
+from fate_llm_ext.training.losses import Tail, chunked_head_loss, sparse_kd_loss, token_nll
+
+# Logits of one chunk of answer positions: at most this many floats (256 MB in fp32).
+_CHUNK_FLOATS = 1 << 26
+
+
+class RecordLoss:
+    """``gold_weight * CE + teacher_weight * KD`` of each record, each a mean over the record's own positions.
+
+    Prompts and pads are outside; no record's loss depends on another record.
+
+    Args:
+        model: a causal LM, with or without an adapter.
+        temperature: of the KD term, of teacher and student.
+        tail: what becomes of the teacher's tail mass.
+    """
+
+    def __init__(self, model: Any, pad_id: int, temperature: float = 1.0, tail: Tail = "bucket") -> None:
+        self._collate = Collator(pad_id)
+        self._backbone, self._head = split_head(model)
+        self._parameter = next(model.parameters())
+        self._chunk = max(1, _CHUNK_FLOATS // model.config.vocab_size)
+        self._temperature = temperature
+        self._tail = tail
+        bf16 = any(p.dtype == torch.bfloat16 for p in model.parameters())
+        self._autocast = torch.autocast(self._parameter.device.type, torch.bfloat16, enabled=bf16)
+
+    def __call__(self, items: Sequence[Item]) -> Tensor:
+        """Losses of the records, float32 [B], with their graph."""
+        batch = {name: value.to(self._parameter.device) for name, value in self._collate(items).items()}
+        owner = np.repeat(np.arange(len(items)), [len(item.answer) for item in items])
+        with self._autocast:
+            hidden = self._backbone(batch["input_ids"], batch["attention_mask"])
+            hidden = hidden.reshape(-1, hidden.shape[-1])[batch["flat"]]
+            if len(hidden) <= self._chunk:
+                values = self._positions(self._head(hidden), batch, slice(None))
+            else:
+                values = chunked_head_loss(
+                    hidden, self._head, self._chunk, lambda logits, part: self._positions(logits, batch, part)
+                )
+        # The collator's weights contain the mean over the batch; a record's loss does not.
+        values = values * len(items)
+        return values.new_zeros(len(items)).index_add(0, torch.from_numpy(owner).to(values.device), values)
+
+    def _positions(self, logits: Tensor, batch: Batch, part: slice) -> Tensor:
+        """Weighted gold and teacher losses of some answer positions, float32 [p]."""
+        gold_weight, teacher_weight = batch["gold_weight"][part], batch["teacher_weight"][part]
+        loss = gold_weight * token_nll(logits, batch["target"][part])
+        taught = (teacher_weight > 0).nonzero().squeeze(1)
+        if len(taught):
+            kd = sparse_kd_loss(
+                logits[taught],
+                batch["teacher_ids"][part][taught],
+                batch["teacher_log_probs"][part][taught],
+                temperature=self._temperature,
+                tail=self._tail,
+            )
+            # The square keeps the gradient's scale at any temperature.
+            loss = loss.index_add(0, taught, teacher_weight[taught] * kd * self._temperature**2)
+        return loss
