@@ -50,3 +50,16 @@ def normalized(distribution: str) -> str:
 def dtype_argument(dtype: Any) -> dict[str, Any]:
     """How `from_pretrained` wants the type of the weights: 4.37 knows `torch_dtype` only, 5 warns about it."""
     return {"torch_dtype" if (installed_version("transformers") or "").startswith("4.") else "dtype": dtype}
+
+
+def select_cache_rows(cache: Any, rows: Any, batch: int) -> Any:
+    """The key-value cache of the chosen ``rows`` (int tensor, repeats allowed) of a ``batch``.
+
+    5 has an object that does it in place; 4.37 has tuples of tensors per layer, in which BLOOM joins batch and heads.
+    """
+    if hasattr(cache, "batch_select_indices"):
+        cache.batch_select_indices(rows)
+        return cache
+    return tuple(
+        tuple(part.reshape(batch, -1, *part.shape[1:])[rows].flatten(0, 1) for part in layer) for layer in cache
+    )

@@ -385,7 +385,7 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Correct `control.{what}` or `control.columns`, or remove these rows.",
     ),
     "E662": ErrorKind(
-        "The prompt of control code {code} takes {tokens} tokens; with at least {needed} of text that is more than "
+        "The prompt of control code {control} takes {tokens} tokens; with at least {needed} of text that is more than "
         "`control.max_length` {limit}.",
         "Raise `control.max_length`, or shorten the code or `synthesis.max_new_tokens`.",
         shared=True,

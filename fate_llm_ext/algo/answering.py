@@ -120,10 +120,20 @@ class Answerer:
 
     def scorer(self, doing: str) -> Scorer:
         """A scorer that shows progress and gives signs of life."""
-        bars: Dict[int, Progress] = {}
+        return watched_scorer(self.model, self.tokenizer, self._batch_size, doing, self._heartbeat)
 
-        def step(done: int, total: int) -> None:
-            bars.setdefault(total, Progress(doing, total)).update(done)
-            self._heartbeat(f"{doing}, {done} of {total}")
 
-        return Scorer(self.model, self.tokenizer.pad_token_id, self._batch_size, step)
+def watched_scorer(model: Any, tokenizer: Any, batch_size: int, doing: str, heartbeat: Callable[[str], None]) -> Scorer:
+    """A scorer that shows progress under the name ``doing`` and gives signs of life."""
+    return Scorer(model, tokenizer.pad_token_id, batch_size, watched(doing, heartbeat))
+
+
+def watched(doing: str, heartbeat: Callable[[str], None]) -> Callable[[int, int], None]:
+    """A step function (done, total) that emits progress and a heartbeat."""
+    bars: Dict[int, Progress] = {}
+
+    def step(done: int, total: int) -> None:
+        bars.setdefault(total, Progress(doing, total)).update(done)
+        heartbeat(f"{doing}, {done} of {total}")
+
+    return step

@@ -21,6 +21,9 @@ Array = np.ndarray[Any, Any]
 class SpanTokenizer:
     """A tokenizer that knows its tokens' bytes. Building one reads the whole vocabulary (0.1 s): build it once.
 
+    Args:
+        dummy_prefix: False: texts are the middle of longer ones, SentencePiece puts no space before them.
+
     Attributes:
         vocabulary: the tokens' bytes.
         prefix: ids that the tokenizer puts before every text (``<s>`` for Llama, ``</s>`` for OPT), int32.
@@ -30,7 +33,7 @@ class SpanTokenizer:
         ExtensionError: E446 the tokenizer has no end token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, dummy_prefix: bool = True) -> None:
         self.vocabulary: Vocabulary = read_vocabulary(tokenizer)
         self.eos_id: int = self.vocabulary.eos_id
         if self.eos_id < 0:
@@ -38,7 +41,7 @@ class SpanTokenizer:
         probe = tokenizer.backend_tokenizer.encode("a", add_special_tokens=True)
         leading = next((i for i, special in enumerate(probe.special_tokens_mask) if not special), 0)
         self.prefix: Array = np.array(probe.ids[:leading], np.int32)
-        self._backend = plain_backend(tokenizer, dummy_prefix=True)
+        self._backend = plain_backend(tokenizer, dummy_prefix)
         self._lengths = self.vocabulary.lengths
 
     def spans(self, texts: Sequence[str]) -> list[Spans]:

@@ -1,0 +1,208 @@
+"""Sampling texts from a causal LM in batches, with a key-value cache.
+
+Equal prompts are read once and share their cache; rows that have ended leave the batch. What a row draws depends
+on the seed and on its place in the list alone, not on the batches that were made.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fate_llm_ext._compat import select_cache_rows
+from fate_llm_ext.config import GenerationConfig
+from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.models.loading import positions, split_head
+from fate_llm_ext.models.scoring import Step
+
+# Where the k most probable tokens are asked for by their mass only: how many are looked at first.
+_CANDIDATES = 1024
+# Asking an accelerator whether rows have ended makes it wait; so it is asked every so many tokens.
+_STRIDE = {"cpu": 1}
+# Share of a batch that must have ended before it shrinks: that copies the cache of the others.
+_LEAVING = 0.1
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[np.ndarray],
+    config: GenerationConfig,
+    *,
+    seed: int,
+    step: Step = lambda done, total: None,
+) -> List[np.ndarray]:
+    """Sample one continuation of each prompt.
+
+    At each place the logits, divided by the temperature, are cut to the ``top_k`` largest, then to the smallest
+    set of at least ``top_p`` of what is left of the probability, and the token is drawn from the rest. Only tokens
+    of the tokenizer are written, even if the model has more rows. ``top_k: 1`` is greedy.
+
+    Args:
+        model: a causal LM, with or without an adapter; its mode (training or not) is kept.
+        prompts: token ids, each at least one (int [T_i]); equal ones cost little.
+        seed: the same one gives the same texts, whatever the batch size.
+        step: called with (done, total) prompts after each batch.
+
+    Returns:
+        New token ids per prompt, without the end token (int32 [<= max_new_tokens]), in the order of ``prompts``.
+
+    Raises:
+        ExtensionError: E664 a prompt is empty; E665 the texts do not fit into the model's context.
+    """
+    _check(model, prompts, config)
+    texts = [np.zeros(0, dtype=np.int32)] * len(prompts)
+    training = model.training
+    model.eval()
+    try:
+        writer = _Writer(model, tokenizer, config)
+        done = 0
+        for rows in _batches(prompts, config.batch_size):
+            # each row has a generator of its own: batches cannot change who draws what
+            chance = np.stack([np.random.default_rng([seed, row]).random(config.max_new_tokens) for row in rows])
+            for row, text in zip(rows, writer.write([prompts[row] for row in rows], torch.from_numpy(chance))):
+                texts[row] = text
+            done += len(rows)
+            step(done, len(prompts))
+    finally:
+        model.train(training)
+    return texts
+
+
+def _check(model: Any, prompts: Sequence[np.ndarray], config: GenerationConfig) -> None:
+    lengths = [len(prompt) for prompt in prompts]
+    if lengths and min(lengths) == 0:
+        raise ExtensionError("E664", prompt=lengths.index(0), prompts=len(prompts))
+    limit = positions(model.config)
+    # the last token is written, never read
+    if limit is not None and max(lengths, default=0) + config.max_new_tokens - 1 > limit:
+        raise ExtensionError("E665", prompt=max(lengths), new=config.max_new_tokens, limit=limit)
+
+
+def _batches(prompts: Sequence[np.ndarray], size: int) -> Iterator[List[int]]:
+    """Rows of each batch: by length, then equal prompts side by side."""
+    order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), prompts[row].tobytes(), row))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+class _Writer:
+    """Writes one batch after another."""
+
+    def __init__(self, model: Any, tokenizer: Any, config: GenerationConfig) -> None:
+        self._config = config
+        self._end = tokenizer.eos_token_id
+        self._known = max(tokenizer.get_vocab().values()) + 1
+        self._device = next(model.parameters()).device
+        self._stride = _STRIDE.get(self._device.type, 8)
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        _, self._head = split_head(model)
+        self._whole = isinstance(self._head, nn.Identity)
+        self._inner = causal if self._whole else getattr(causal, causal.base_model_prefix)
+        self._takes_positions = "position_ids" in inspect.signature(self._inner.forward).parameters
+
+    @torch.inference_mode()
+    def write(self, prompts: Sequence[np.ndarray], chance: Tensor) -> List[np.ndarray]:
+        """Continuations of a batch [B] of prompts; ``chance`` [B, max_new_tokens] is uniform in [0, 1)."""
+        logits, cache, padding, lengths = self._read(prompts)
+        total = self._config.max_new_tokens
+        chance = chance.to(self._device)
+        width = int(lengths.max())
+        mask = torch.ones((len(prompts), width + total), dtype=torch.long, device=self._device)
+        mask[:, :width] = padding
+        padded = not bool(padding.all())
+        written = torch.full((len(prompts), total), self._end, dtype=torch.long, device=self._device)
+        alive = torch.arange(len(prompts), device=self._device)
+        ended = torch.zeros_like(alive, dtype=torch.bool)
+        for at in range(total):
+            token = sample(logits[:, : self._known], chance[alive, at], self._config)
+            written[alive, at] = token
+            ended |= token == self._end
+            if at + 1 == total or ((at + 1) % self._stride == 0 and bool(ended.all())):
+                break
+            if (at + 1) % self._stride == 0 and int(ended.sum()) >= _LEAVING * len(ended):
+                left = (~ended).nonzero()[:, 0]
+                cache = select_cache_rows(cache, left, len(alive))
+                alive, token, ended = alive[left], token[left], ended[left]
+            attended = mask[alive, : width + at + 1] if padded else None
+            logits, cache = self._forward(token[:, None], attended, (lengths[alive] + at)[:, None], cache)
+        return self._cut(written)
+
+    def _read(self, prompts: Sequence[np.ndarray]) -> Tuple[Tensor, Any, Tensor, Tensor]:
+        """Logits [B, V], cache, mask [B, T] and lengths [B] after the prompts; equal ones are read once."""
+        index: Dict[bytes, int] = {}
+        which = [index.setdefault(prompt.astype(np.int64).tobytes(), len(index)) for prompt in prompts]
+        distinct = [np.frombuffer(key, dtype=np.int64) for key in index]
+        width = max(map(len, distinct))
+        ids = np.full((len(distinct), width), self._end, dtype=np.int64)
+        mask = np.zeros((len(distinct), width), dtype=np.int64)
+        for row, prompt in enumerate(distinct):
+            ids[row, width - len(prompt) :] = prompt
+            mask[row, width - len(prompt) :] = 1
+        padding = torch.from_numpy(mask).to(self._device)
+        places = (padding.cumsum(1) - 1).clamp(min=0)
+        attended = padding if not mask.all() else None
+        logits, cache = self._forward(torch.from_numpy(ids).to(self._device), attended, places, None)
+        rows = torch.tensor(which, device=self._device)
+        if len(distinct) < len(prompts):
+            cache = select_cache_rows(cache, rows, len(distinct))
+        return logits[rows], cache, padding[rows], padding.sum(1)[rows]
+
+    def _forward(self, ids: Tensor, mask: Any, places: Tensor, cache: Any) -> Tuple[Tensor, Any]:
+        """Logits [B, V] after the last token, and the longer cache."""
+        extra = {"position_ids": places} if self._takes_positions else {}
+        out = self._inner(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+        return self._head(out[0][:, -1]), out.past_key_values
+
+    def _cut(self, written: Tensor) -> List[np.ndarray]:
+        """Each row up to its end token."""
+        tokens = written.cpu().numpy().astype(np.int32)
+        ended = tokens == self._end
+        lengths = np.where(ended.any(axis=1), ended.argmax(axis=1), tokens.shape[1])
+        return [row[:length] for row, length in zip(tokens, lengths.tolist())]
+
+
+def sample(logits: Tensor, chance: Tensor, config: GenerationConfig) -> Tensor:
+    """One token per row by inversion: the first one at which the cumulated probability exceeds ``chance``.
+
+    Args:
+        logits: [B, V].
+        chance: uniform numbers in [0, 1), [B].
+
+    Returns:
+        int64 [B].
+    """
+    scores = logits.float() / config.temperature
+    size = scores.shape[1]
+    if 0 < config.top_k < size:
+        values, ids = scores.topk(config.top_k, dim=1)
+        return _pick(values, ids, values.logsumexp(1), chance, config.top_p)
+    total = scores.logsumexp(1)
+    if config.top_p >= 1.0:
+        return _draw(torch.softmax(scores.double(), dim=1), chance)
+    values, ids = scores.topk(min(_CANDIDATES, size), dim=1)
+    if bool((values.logsumexp(1) - total).exp().min() < config.top_p):  # a flat distribution: look at all
+        values, ids = scores.sort(dim=1, descending=True)
+    return _pick(values, ids, total, chance, config.top_p)
+
+
+def _pick(values: Tensor, ids: Tensor, total: Tensor, chance: Tensor, top_p: float) -> Tensor:
+    """Draw from the nucleus of descending scores [B, K] with log mass ``total`` [B]."""
+    probs = (values - total[:, None]).double().exp()
+    if top_p < 1.0:
+        before = probs.cumsum(1) - probs
+        probs = torch.where(before < top_p, probs, 0.0)  # the first one always stays
+    return ids.gather(1, _draw(probs, chance)[:, None])[:, 0]
+
+
+def _draw(probs: Tensor, chance: Tensor) -> Tensor:
+    """Index of each row's draw; ``probs`` [B, K] need not sum to 1."""
+    cumulated = probs.cumsum(1)
+    draw = torch.searchsorted(cumulated, (chance * cumulated[:, -1])[:, None], right=True)
+    # rounding may lead behind the last token with any probability
+    last = (probs > 0).long().mul(torch.arange(1, probs.shape[1] + 1, device=probs.device)).argmax(1, keepdim=True)
+    return torch.minimum(draw, last)[:, 0]
