@@ -6,7 +6,8 @@ hold counts and numbers, never text of prompts or answers.
 
 Types: ``phase`` (arm, round, phase), ``progress`` (phase, done, total), ``metric`` (arm, round, name,
 value), ``result`` (arm, metric, value), ``message`` (direction, peer, name, round, bytes), ``waiting``
-(peer, seconds), ``error`` (code, message), ``done``. Every event has ``time`` (seconds since epoch).
+(peer, seconds), ``privacy`` (a statement, see :mod:`fate_llm_ext.privacy.report`), ``error`` (code,
+message), ``done``. Every event has ``time`` (seconds since epoch).
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from pathlib import Path
 from typing import Any, Optional
 
 EVENTS_VARIABLE = "FATE_LLM_EXT_EVENTS"
+_UNLOGGED = ("progress", "privacy")  # too often, too long; who makes a statement logs its headline
 
 logger = logging.getLogger(__name__)
 
 
 def emit(type: str, **fields: Any) -> None:
     """Record one event."""
-    if type != "progress":
+    if type not in _UNLOGGED:
         logger.info("%s %s", type, " ".join(f"{key}={value}" for key, value in fields.items()))
     path = os.environ.get(EVENTS_VARIABLE)
     if path:

@@ -1,0 +1,138 @@
+"""The privacy statement: true numbers, nothing private, infinity in words."""
+
+import json
+import math
+from dataclasses import dataclass
+
+import pytest
+
+from fate_llm_ext.privacy import report
+from fate_llm_ext.privacy.events import Budget, DataSet, Gaussian, NonPrivate, PoissonGaussian, Release
+
+DATA = DataSet("llm/yelp", "ab" * 32, 2000)
+SGD = PoissonGaussian(0.128, 1.86, 79)
+HISTOGRAM = Gaussian(10.0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    sampling_rate: float = 0.128
+    steps: int = 79
+    noise_multiplier: float = 1.86
+    max_grad_norm: float = 1.0
+
+
+def release(*mechanisms, what="synthetic texts"):
+    return Release("dpkd", "job-1", what, ("arbiter 9998",), mechanisms)
+
+
+def dp_statement(**more):
+    releases = [release(SGD), release(HISTOGRAM, what="noisy counts of the codes")]
+    facts = {"training": Plan(), "clipping": "per-record gradients by hooks", **more}
+    return report.statement("guest 9999", "dpkd", data=DATA, releases=releases, delta=1e-5, **facts)
+
+
+def test_releases_are_composed_and_cross_checked():
+    from fate_llm_ext.privacy.accountants import epsilon
+
+    made = dp_statement()
+    guarantee = made["guarantee"]
+    assert guarantee["epsilon"] == pytest.approx(epsilon([SGD, HISTOGRAM], 1e-5), rel=1e-6)
+    assert [one["epsilon"] for one in made["releases"]] == [epsilon([SGD], 1e-5), epsilon([HISTOGRAM], 1e-5)]
+    assert max(one["epsilon"] for one in made["releases"]) < guarantee["epsilon"]
+    assert guarantee["cross_check"]["epsilon"] == pytest.approx(guarantee["epsilon"], rel=0.01)
+    assert "PRV" in guarantee["accountant"]
+    assert (guarantee["unit"], guarantee["adjacency"]) == ("one record", "add or remove one record")
+
+
+def test_the_card_says_what_the_statement_has_to_say():
+    card = report.card(dp_statement(audit={"epsilon_lower": 0.41, "confidence": 0.95}, public=["the control codes"]))
+    for text in (
+        "one record",
+        "add or remove",
+        "2,000 records (N)",
+        "rate 0.128 (q)",
+        "79 steps (T)",
+        "1.86 (σ)",
+        "clipped to 1 (C)",
+        "per-record gradients by hooks",
+        "δ = 1e-05",
+        "PRV",
+        "PLD",
+        "operating system's entropy",
+        "hyper-parameters",
+        "the control codes",
+        "number of records",
+        "epsilon_lower 0.41",
+        "arbiter 9998",
+        "noisy counts",
+    ):
+        assert text in card, text
+    assert "nan" not in card
+
+
+def test_one_release_without_privacy_makes_the_whole_infinite():
+    made = report.statement("guest 9999", "x", data=DATA, releases=[release(SGD), release(NonPrivate())], delta=1e-5)
+    assert made["guarantee"]["epsilon"] == "infinity"
+    assert [one["epsilon"] for one in made["releases"]][1] == "infinity"
+    assert isinstance(made["releases"][0]["epsilon"], float)
+    assert made["guarantee"]["text"].startswith("Not differentially private: ε = ∞")
+    assert made["randomness"] == ""
+    assert "ε = ∞" in report.headline(made)
+
+
+@pytest.mark.parametrize("mechanism", [PoissonGaussian(0.1, 0.0, 5), Gaussian(0.0)])
+def test_no_noise_is_infinite_whatever_was_asked_for(mechanism):
+    made = report.statement("guest 9999", "x", data=DATA, releases=[release(mechanism)], delta=1e-5)
+    assert made["guarantee"]["epsilon"] == "infinity"
+
+
+def test_without_a_delta_nothing_is_claimed():
+    made = report.statement("guest 9999", "x", data=DATA, releases=[release(SGD)])
+    assert made["guarantee"]["epsilon"] == "infinity"
+
+
+def test_it_is_json_without_infinities_and_without_the_fingerprint():
+    total = report.LedgerTotal(math.inf, 1e-6, 3, Budget(math.inf, 1e-6))
+    for made in (dp_statement(ledger=total), report.statement("guest 9999", "x", data=DATA, releases=[], ledger=total)):
+        text = json.dumps(made, allow_nan=False)
+        assert DATA.fingerprint not in text + report.card(made)
+        assert made["ledger"]["left"] == "infinity"
+
+
+def test_who_has_no_data_or_gives_nothing_away_says_so():
+    arbiter = report.statement(
+        "arbiter 9998", "x", artefacts=[report.Artefact("student", True, "from synthetic texts")]
+    )
+    assert report.headline(arbiter) == "arbiter 9998: no private data"
+    assert "- student: differentially private: from synthetic texts" in report.card(arbiter)
+    guest = report.statement("guest 9999", "x", data=DATA)
+    assert guest["guarantee"]["epsilon"] == 0.0
+    assert "nothing computed from llm/yelp leaves" in report.headline(guest)
+
+
+def test_the_headline_names_guarantee_and_ledger():
+    made = dp_statement(ledger=report.LedgerTotal(2.0, 1e-5, 1, Budget(8.0, 1e-5)))
+    epsilon = report.show_epsilon(made["guarantee"]["epsilon"])
+    assert report.headline(made) == f"guest 9999: (ε, δ) = ({epsilon}, 1e-05) for llm/yelp; ledger: 2.00 of 8.00"
+    assert made["ledger"]["left"] == 6.0
+
+
+@pytest.mark.parametrize(
+    ("value", "up", "down"),
+    [(1.9987, "2.00", "1.99"), (0.1, "0.1", "0.1"), (12.31, "12.4", "12.3"), (math.inf, "∞", "∞"), (0.0, "0", "0")],
+)
+def test_epsilon_is_never_shown_too_small(value, up, down):
+    assert report.show_epsilon(value) == up
+    assert report.show_epsilon(value, down=True) == down
+
+
+def test_it_is_published_as_an_event_and_one_line_of_the_log(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("FATE_LLM_EXT_EVENTS", str(tmp_path / "events.jsonl"))
+    made = dp_statement()
+    with caplog.at_level("INFO"):
+        report.publish(made)
+    (event,) = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
+    assert event["type"] == "privacy"
+    assert {name: event[name] for name in made} == json.loads(json.dumps(made))
+    assert [record.getMessage() for record in caplog.records] == [f"privacy: {report.headline(made)}"]
