@@ -1,11 +1,30 @@
-"""A task's private table, and the way into its ledger: before anything computed from it leaves the party."""
+"""A task's private table, what the task releases about it, and the way into its ledger."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
-from fate_llm_ext.privacy.events import DataSet, fingerprint_records
+from fate_llm_ext.privacy.events import DataSet, Release, fingerprint_records
+from fate_llm_ext.privacy.report import TrainingFacts
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a task would release at one owner, before anything runs.
+
+    Attributes:
+        release: as the task charges it.
+        delta: δ of the job; None where nothing is differentially private.
+        accountant: who composes.
+        training: parameters of DP-SGD, if it runs.
+    """
+
+    release: Release
+    delta: Optional[float] = None
+    accountant: str = "prv"
+    training: Optional[TrainingFacts] = None
 
 
 def data_set(reader: Any, rows: Sequence[Mapping[str, Any]]) -> DataSet:
