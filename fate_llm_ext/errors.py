@@ -401,6 +401,21 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Lower `max_new_tokens`, or use a model with a longer context.",
         shared=True,
     ),
+    "E670": ErrorKind(
+        "A party of role {role} lacks the parameter {name!r}: {why}.",
+        "Give `{name}: {{name: <name in the site file>}}`, for all parties or in `party_tasks`.",
+        shared=True,
+    ),
+    "E671": ErrorKind(
+        "{rounds} rounds were asked for, the teacher's training has {steps} steps in all.",
+        "Lower `rounds`, or raise `privacy.epochs`, or lower `privacy.batch_size`.",
+        shared=True,
+    ),
+    "E672": ErrorKind(
+        "{party} trains another teacher (fingerprint {got}) than {other} ({expected}); their weights have no mean.",
+        "Give every owner the same base model, `teacher_weights` and `lora`.",
+        shared=True,
+    ),
 }
 
 
