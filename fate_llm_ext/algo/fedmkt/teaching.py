@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Dict
+from typing import Callable, Dict, Literal
 
 import numpy as np
 
 from fate_llm_ext.algo.fedmkt.checks import invalid
 from fate_llm_ext.algo.fedmkt.learner import Learner, TaughtRow
 from fate_llm_ext.algo.fedmkt.protocol import Signals
-from fate_llm_ext.data.collate import TeacherTargets
 from fate_llm_ext.errors import ExtensionError
-from fate_llm_ext.models.alignment import align_starts_batch, map_top_k
+from fate_llm_ext.models.targets import transfer
 from fate_llm_ext.models.vocabulary import Vocabulary, map_vocabulary
 
 Taught = Dict[int, TaughtRow]
@@ -67,29 +66,23 @@ class Translator:
         examples = [public[row] for row in signals.rows]
         answers = [signals.answers[a] if a >= 0 else e.answer or "" for e, a in zip(examples, signals.answer)]
         pairs = self._student.answerer.encode(examples, answers)
-        source_offsets = np.concatenate([[0], np.cumsum(signals.tokens, dtype=np.int64)])
-        target_offsets = np.concatenate([[0], np.cumsum([len(p.starts) for p in pairs], dtype=np.int64)])
-        starts = np.concatenate([p.starts for p in pairs]) if pairs else np.zeros(0, dtype=np.int64)
+        merge: Literal["first", "sum"] = "first" if self._method == "min_ed" else "sum"
         try:
-            source = align_starts_batch(signals.starts.astype(np.int64), source_offsets, starts, target_offsets)
+            targets = transfer(
+                signals.tokens,
+                signals.starts,
+                signals.ids,
+                signals.log_probs,
+                [p.starts for p in pairs],
+                self._table,
+                merge,
+            )
         except ExtensionError as error:  # our own starts are in order
             raise invalid(self._name, signals.name, error.problem.rstrip(".")) from error
-        ids, log_probs, _ = map_top_k(
-            signals.ids.astype(np.int64),
-            signals.log_probs,
-            self._table,
-            merge="first" if self._method == "min_ed" else "sum",
-        )
-        usable = source >= 0
-        usable[usable] = (ids[source[usable]] >= 0).any(axis=1)
-        taught: Taught = {}
-        for i, row in enumerate(signals.rows.tolist()):
-            part = slice(target_offsets[i], target_offsets[i + 1])
-            slots = np.flatnonzero(usable[part])
-            if len(slots):
-                where = source[part][slots]
-                taught[row] = (pairs[i], TeacherTargets(slots, ids[where], log_probs[where]))
-        return Teaching(taught, float(usable.mean()) if len(usable) else 0.0)
+        taught = {row: (pair, one) for row, pair, one in zip(signals.rows.tolist(), pairs, targets) if one is not None}
+        positions = sum(len(p.starts) for p in pairs)
+        aligned = sum(len(one.slots) for _, one in taught.values())
+        return Teaching(taught, aligned / positions if positions else 0.0)
 
     def _check(self, signals: Signals) -> None:
         problem = ""
