@@ -58,6 +58,7 @@ setup(
     entry_points={
         "console_scripts": ["fate-llm-ext = fate_llm_ext.cli.main:main"],
         "fate.ext.component_desc": [
+            "dpkd = fate_llm_ext.components.dpkd:dpkd",
             "fedmkt = fate_llm_ext.components.fedmkt:fedmkt",
             "text_evaluation = fate_llm_ext.components.text_evaluation:text_evaluation",
         ],

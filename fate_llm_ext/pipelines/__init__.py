@@ -1,6 +1,6 @@
 """The author's view of a job: write it, check it, run it. Nothing here imports torch.
 
-``FedMKT`` and ``TextEvaluation`` are components for FATE's Pipeline SDK and need fate-client::
+``FedMKT``, ``DPKD`` and ``TextEvaluation`` are components for FATE's Pipeline SDK and need fate-client::
 
     from fate_client.pipeline import FateFlowPipeline
     from fate_llm_ext.pipelines import FedMKT
@@ -20,6 +20,7 @@ import importlib
 from typing import Any
 
 _WHERE = {
+    "DPKD": "components",
     "FedMKT": "components",
     "TextEvaluation": "components",
     "Dag": "job",
@@ -29,7 +30,7 @@ _WHERE = {
     "JobResult": "local",
 }
 
-__all__ = ["Dag", "FedMKT", "JobResult", "Party", "TextEvaluation", "load_dag", "run_job"]
+__all__ = ["DPKD", "Dag", "FedMKT", "JobResult", "Party", "TextEvaluation", "load_dag", "run_job"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,12 +15,13 @@ from fate_llm_ext.errors import ExtensionError, Problem
 from fate_llm_ext.hints import near
 from fate_llm_ext.pipelines import catalog
 from fate_llm_ext.pipelines.job import Dag, Input, Party, Source, Task
-from fate_llm_ext.pipelines.parameters import check_parameters
+from fate_llm_ext.pipelines.parameters import check_parameters, looked_up
 from fate_llm_ext.site import Site, load_sites
 
 # Parties that a component's stage cannot do without: each entry is a choice of roles.
 NEEDED_ROLES: Dict[Tuple[str, str], Tuple[Tuple[str, ...], ...]] = {
     ("fedmkt", "train"): (("arbiter",), ("guest", "host")),
+    ("dpkd", "train"): (("arbiter",), ("guest",)),
 }
 
 
@@ -174,7 +175,10 @@ class _Checker:
             facts = {"path": self.sites_path, "party": party.key, "known": ", ".join(sorted(self.sites))}
             return [Problem(str(party), ExtensionError("E114", **facts))]
         located = task.located(party)
+        needed = looked_up(task, party, task.component, values)
         for name, value in values.items():
+            if name not in needed:
+                continue
             kind = "models" if isinstance(value, ModelConfig) else "public" if isinstance(value, PublicConfig) else None
             if kind:
                 problems += self._lookup(kind, value.name, f"{located[name][1]}.name", party)

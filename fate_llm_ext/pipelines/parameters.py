@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import importlib
 import typing
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, FrozenSet, List, Optional, Tuple
 
 import pydantic
 
+from fate_llm_ext.algo.dpkd.config import ControlConfig
 from fate_llm_ext.config import TaskConfig
-from fate_llm_ext.data.templates import get_template
+from fate_llm_ext.data.templates import Template, get_template
 from fate_llm_ext.errors import ExtensionError, Problem
 from fate_llm_ext.hints import near
 from fate_llm_ext.pipelines.job import Party, Task
 
 # Classes that check the parameters of a component's stage together, beyond FATE's one-by-one types.
-CONFIGS = {("fedmkt", "train"): "fate_llm_ext.algo.fedmkt.config:FedMKTConfig"}
+CONFIGS = {
+    ("fedmkt", "train"): "fate_llm_ext.algo.fedmkt.config:FedMKTConfig",
+    ("dpkd", "train"): "fate_llm_ext.algo.dpkd.config:DPKDConfig",
+}
+# What a role needs beyond that: functions of (configuration, role) that give all errors ...
+ROLE_PROBLEMS = {("dpkd", "train"): "fate_llm_ext.algo.dpkd.checks:role_problems"}
+# ... and those that say which models and public sets it looks up in its site file; without one: all it is given.
+LOOKED_UP = {("dpkd", "train"): "fate_llm_ext.algo.dpkd.checks:looked_up"}
 
 
 def check_parameters(task: Task, party: Party, whole: Any, part: Any) -> Tuple[Dict[str, Any], List[Problem]]:
@@ -81,9 +89,12 @@ def _problem(error: Any, value: Any, where: str, component: str, kind: Any) -> P
 
 def _check_template(value: Any, where: str) -> List[Problem]:
     """Whether the template of a task exists and is valid Jinja."""
-    if isinstance(value, TaskConfig):
+    if isinstance(value, (TaskConfig, ControlConfig)):
         try:
-            get_template(value)
+            if isinstance(value, TaskConfig):
+                get_template(value)
+            else:
+                Template("control", value.code, value.text, None)
         except ExtensionError as error:
             return [Problem(where, error)]
     return []
@@ -94,14 +105,35 @@ def _check_together(task: Task, party: Party, component: str, mapping: Dict[str,
     path = CONFIGS.get((component, task.stage))
     if path is None:
         return []
-    module, name = path.split(":")
-    config = getattr(importlib.import_module(module), name)
     located = {key: item for key, item in task.located(party).items() if key in mapping and item[0] is not None}
     try:
-        config(**{key: value for key, (value, _) in located.items()})
+        config = _load(path)(**{key: value for key, (value, _) in located.items()})
     except pydantic.ValidationError as error:
         return [_together(one, task, component, located) for one in error.errors()]
-    return []
+    of_role = ROLE_PROBLEMS.get((component, task.stage))
+    where = f"tasks.{task.name}.parameters ({party})"
+    return [Problem(where, error) for error in _load(of_role)(config, party.role)] if of_role else []
+
+
+def looked_up(task: Task, party: Party, component: str, values: Dict[str, Any]) -> FrozenSet[str]:
+    """Which of a party's (valid) parameters name something that its site file has to hold.
+
+    Args:
+        values: as :func:`check_parameters` returns them.
+    """
+    path = LOOKED_UP.get((component, task.stage))
+    if path is not None:
+        try:
+            config = _load(CONFIGS[component, task.stage])(**values)
+        except pydantic.ValidationError:  # reported with the parameters
+            return frozenset()
+        return frozenset(_load(path)(config, party.role))
+    return frozenset(values)
+
+
+def _load(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _together(error: Any, task: Task, component: str, located: Dict[str, Tuple[Any, str]]) -> Problem:

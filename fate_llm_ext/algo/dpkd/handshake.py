@@ -1,0 +1,79 @@
+"""Before anything is charged or trained: do all parties run the same job, on the same base model?"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Dict, List, Optional
+
+import numpy as np
+
+from fate_llm_ext import __version__
+from fate_llm_ext.algo.agreement import agree, vocabulary_fields, vocabulary_of
+from fate_llm_ext.algo.dpkd.config import DPKDConfig
+from fate_llm_ext.algo.dpkd.protocol import Hello, Welcome
+from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.federation.channel import Channel
+from fate_llm_ext.models.vocabulary import Vocabulary
+
+_NO_VOCABULARY: Dict[str, Any] = {
+    "eos_id": -1,
+    "blob": np.zeros(0, np.uint8),
+    "lengths": np.zeros(0, np.uint16),
+    "kind": np.zeros(0, np.uint8),
+}
+
+
+def greet(channel: Channel, config: DPKDConfig, teacher: str, vocabulary: Vocabulary) -> Welcome:
+    """An owner introduces itself; returns its rank among the owners.
+
+    Args:
+        teacher: fingerprint of the base model and of what is trained of it.
+        vocabulary: the teacher's; it is sent if the arbiter will get signals in it.
+    """
+    fields = vocabulary_fields(vocabulary) if config.student_at == "arbiter" else _NO_VOCABULARY
+    hello = Hello(version=__version__, parameters=common_parameters(config), teacher=teacher, **fields)
+    channel.send(channel.peers[0], hello, 0)
+    return channel.receive(channel.peers[0], Welcome, 0)
+
+
+def welcome(channel: Channel, config: DPKDConfig) -> Optional[Vocabulary]:
+    """The arbiter checks every owner and answers; returns the teacher's vocabulary if it needs it.
+
+    Raises:
+        ExtensionError: E301 the vocabulary is malformed, E306 parameters differ, E307 versions differ, E672 the
+            owners' teachers differ.
+    """
+    hellos: List[Hello] = []
+    for peer in channel.peers:
+        hello = channel.receive(peer, Hello, 0)
+        agree(peer.name, hello.version, hello.parameters, common_parameters(config))
+        hellos.append(hello)
+    first = channel.peers[0].name
+    for peer, hello in zip(channel.peers, hellos):
+        if hello.teacher != hellos[0].teacher:
+            raise ExtensionError(
+                "E672", party=peer.name, got=hello.teacher[:8], other=first, expected=hellos[0].teacher[:8]
+            )
+    vocabulary = vocabulary_of(hellos[0], first) if config.student_at == "arbiter" else None
+    for rank, peer in enumerate(channel.peers):
+        channel.send(peer, Welcome(rank, len(channel.peers)), 0)
+    return vocabulary
+
+
+def common_parameters(config: DPKDConfig) -> Dict[str, str]:
+    """The parameters that every party must have alike, as text."""
+    values: Dict[str, Any] = {
+        "seed": config.seed,
+        "rounds": config.rounds,
+        "control.values": config.control.values,
+        "control.frequencies": config.control.frequencies,
+        "control.max_length": config.control.max_length,
+        "student_at": config.student_at,
+        "teacher_weights": config.teacher_weights,
+        "synthesis": config.synthesis.dict(exclude={"batch_size"}),
+        "distill.temperature": config.distill.temperature,
+        "distill.top_k": config.distill.top_k,
+        "distill.on_policy_rounds": config.distill.on_policy_rounds,
+        "distill.on_policy_samples": config.distill.on_policy_samples,
+    }
+    return {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
