@@ -375,6 +375,10 @@ CATALOGUE: dict[str, ErrorKind] = {
         "An audit shall guess {size} canaries at each end of {canaries}; possible are 1 to {most}.",
         "Use more canaries or fewer guesses.",
     ),
+    "E652": ErrorKind(
+        "{count} canaries of {length} words each cannot be told apart: there are {words} words to draw from.",
+        "Use longer canaries, or a list of more words.",
+    ),
     "E660": ErrorKind(
         "{path}: {count} of {rows} rows have a control code that is not among the {codes} of `control.values` (row "
         "{row} first).",
@@ -399,6 +403,16 @@ CATALOGUE: dict[str, ErrorKind] = {
     "E665": ErrorKind(
         "A prompt of {prompt} tokens and a text of {new} do not fit into the model, which has positions for {limit}.",
         "Lower `max_new_tokens`, or use a model with a longer context.",
+        shared=True,
+    ),
+    "E666": ErrorKind(
+        "{phase}: none of {items} sequences has a token to learn.",
+        "Raise the longest sequence, or check that the rows have texts.",
+        shared=True,
+    ),
+    "E667": ErrorKind(
+        "The hidden states of teacher and student cannot be compared: {reason}.",
+        "Set `distill.hidden_weight` to 0, or use models of one tokenizer with `student_at: guest`.",
         shared=True,
     ),
     "E670": ErrorKind(
