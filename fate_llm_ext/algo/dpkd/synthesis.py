@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -92,16 +92,22 @@ def synthesise(
 
 def select(records: Records, codes: int) -> Tuple[Records, SynthesisReport]:
     """Leave out empty texts and repetitions; ``codes`` is the number of control codes."""
+    kept, dropped = distinct(records.texts)
+    chosen = Records(records.codes[kept], [records.texts[index] for index in kept])
+    per_code = np.bincount(chosen.codes, minlength=codes)
+    return chosen, SynthesisReport(len(records), len(chosen), dropped, per_code)
+
+
+def distinct(texts: Sequence[str]) -> Tuple[List[int], Dict[str, int]]:
+    """Which texts are neither empty nor repeat an earlier one, and how many are left out for each reason."""
     dropped = {"empty": 0, "duplicate": 0}
     seen = set()
     kept: List[int] = []
-    for index, text in enumerate(records.texts):
+    for index, text in enumerate(texts):
         key = " ".join(text.split()).casefold()
         if not key or key in seen:
             dropped["duplicate" if key else "empty"] += 1
             continue
         seen.add(key)
         kept.append(index)
-    chosen = Records(records.codes[kept], [records.texts[index] for index in kept])
-    per_code = np.bincount(chosen.codes, minlength=codes)
-    return chosen, SynthesisReport(len(records), len(chosen), dropped, per_code)
+    return kept, dropped
