@@ -367,6 +367,9 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Resume with the parameters and the data that it was stored with, or start anew.",
     ),
     "E636": ErrorKind("The model has no trainable parameter.", "Add an adapter (lora) or train all weights."),
+    "E637": ErrorKind(
+        "privacy.per_sample: {wish} is not exact for this model: {reason}.", "Use privacy.per_sample: auto, or loop."
+    ),
     "E650": ErrorKind(
         "An audit got scores {scores} for {canaries} canaries, {bad} of them no numbers.",
         "Give one number per canary, [m] or [scores, m]; a training that diverges cannot be audited.",

@@ -19,7 +19,7 @@ import torch
 from fate_llm_ext.config import PrivacyConfig
 from fate_llm_ext.data.collate import Item
 from fate_llm_ext.errors import ExtensionError
-from fate_llm_ext.privacy.clipping import RecordLoop
+from fate_llm_ext.privacy.clipping import choose
 from fate_llm_ext.privacy.events import Mechanism, PoissonGaussian
 from fate_llm_ext.privacy.record_loss import RecordLoss
 from fate_llm_ext.privacy.sampling import Randomness, poisson_sample
@@ -135,13 +135,18 @@ class DPTrainer:
         self._device = self._parameters[0].device
         self.randomness = randomness or Randomness.secret(self._device)
         losses = RecordLoss(model, pad_id, temperature, tail)
-        self._clipper = RecordLoop(self._parameters, losses, plan.max_grad_norm)
+        self._clipper = choose(model, self._parameters, losses, plan.max_grad_norm, config.per_sample)
         self._sums = [torch.zeros_like(p, memory_format=torch.contiguous_format) for p in self._parameters]
         self._optimizer = torch.optim.AdamW(
             _groups(self._parameters, config.weight_decay), lr=config.learning_rate, fused=True
         )
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
         self._lengths = np.array([len(item.ids) for item in items])
+
+    @property
+    def per_sample(self) -> str:
+        """How per-record gradients are clipped: ``hooks``, ``ghost`` or ``loop``."""
+        return self._clipper.name
 
     def run(self, steps: int) -> float:
         """Train that many further steps.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any, List, Sequence
 
 import numpy as np
 import torch
@@ -25,11 +25,18 @@ class RecordLoss:
         model: a causal LM, with or without an adapter.
         temperature: of the KD term, of teacher and student.
         tail: what becomes of the teacher's tail mass.
+
+    Attributes:
+        rectangular: give the output head as many positions of each record, so that its rows belong to records.
+        head_trains: whether the output head has trainable parameters.
     """
 
     def __init__(self, model: Any, pad_id: int, temperature: float = 1.0, tail: Tail = "bucket") -> None:
+        self.rectangular = False
         self._collate = Collator(pad_id)
         self._backbone, self._head = split_head(model)
+        head: Any = model.get_output_embeddings()
+        self.head_trains = head is not None and any(p.requires_grad for p in head.parameters())
         self._parameter = next(model.parameters())
         self._chunk = max(1, _CHUNK_FLOATS // model.config.vocab_size)
         self._temperature = temperature
@@ -39,12 +46,17 @@ class RecordLoss:
 
     def __call__(self, items: Sequence[Item]) -> Tensor:
         """Losses of the records, float32 [B], with their graph."""
-        batch = {name: value.to(self._parameter.device) for name, value in self._collate(items).items()}
-        owner = np.repeat(np.arange(len(items)), [len(item.answer) for item in items])
+        counts = [len(item.answer) for item in items]
+        owner = np.repeat(np.arange(len(items)), counts)
+        batch = self._collate(items)
+        if self.rectangular:
+            batch = _rectangular(batch, counts)
+            owner = np.repeat(np.arange(len(items)), max(counts))
+        batch = {name: value.to(self._parameter.device) for name, value in batch.items()}
         with self._autocast:
             hidden = self._backbone(batch["input_ids"], batch["attention_mask"])
             hidden = hidden.reshape(-1, hidden.shape[-1])[batch["flat"]]
-            if len(hidden) <= self._chunk:
+            if self.rectangular or len(hidden) <= self._chunk:
                 values = self._positions(self._head(hidden), batch, slice(None))
             else:
                 values = chunked_head_loss(
@@ -70,3 +82,19 @@ class RecordLoss:
             # The square keeps the gradient's scale at any temperature.
             loss = loss.index_add(0, taught, teacher_weight[taught] * kd * self._temperature**2)
         return loss
+
+
+def _rectangular(batch: Batch, counts: List[int]) -> Batch:
+    """As many positions of each record; those added have no weight."""
+    width = max(counts)
+    if min(counts) == width:
+        return batch
+    places = torch.from_numpy(np.concatenate([b * width + np.arange(count) for b, count in enumerate(counts)]))
+    wide = {}
+    for name, value in batch.items():
+        if name in ("input_ids", "attention_mask"):
+            wide[name] = value
+        else:
+            wide[name] = value.new_zeros(len(counts) * width, *value.shape[1:])
+            wide[name][places] = value
+    return wide

@@ -56,14 +56,13 @@ class Randomness:
     def add_noise(self, values: torch.Tensor, std: float) -> None:
         """Add independent N(0, std²) to each number of a contiguous tensor, in place."""
         flat = values.view(-1)
-        buffer = np.empty(min(_PIECE, len(flat)), dtype=np.float64 if values.dtype == torch.float64 else np.float32)
         for start in range(0, len(flat), _PIECE):
             part = flat[start : start + _PIECE]
             if isinstance(self.noise, torch.Generator):
                 drawn = torch.randn(len(part), generator=self.noise, device=part.device, dtype=part.dtype)
             else:
-                self.noise.standard_normal(len(part), dtype=buffer.dtype, out=buffer[: len(part)])
-                drawn = torch.from_numpy(buffer[: len(part)])
+                double = values.dtype == torch.float64
+                drawn = torch.from_numpy(self.noise.standard_normal(len(part), np.float64 if double else np.float32))
             part.add_(drawn, alpha=std)
 
     def state_dict(self) -> Dict[str, Any]:
