@@ -342,6 +342,44 @@ CATALOGUE: dict[str, ErrorKind] = {
         "count as private.",
         "Leave `privacy.delta` out (then it is {default}) or set it below {limit}.",
     ),
+    "E610": ErrorKind(
+        "{what} of {table} is refused: it costs ε = {alone}, {releases} earlier release(s) cost {spent}, all together "
+        "{composed}, allowed are {budget} (δ = {delta}, accountant {accountant}).",
+        "{advice}.",
+    ),
+    "E611": ErrorKind(
+        "{what} of {table} is refused: it is not differentially private (ε = inf), allowed are ε = {budget} at "
+        "δ = {delta}.",
+        "Train with `privacy`, or let the owner of the table set `epsilon: .inf` in its site file.",
+    ),
+    "E612": ErrorKind(
+        "The privacy ledger {path} has {count} problem(s), so nobody knows what is spent: {problems}",
+        "Restore the folder from a backup; `fate-llm-ext privacy verify` names all problems.",
+    ),
+    "E613": ErrorKind("Line {line} {reason}.", "Restore the ledger's folder from a backup."),
+    "E614": ErrorKind(
+        "The file does not end as it should: {reason}.", "Restore the ledger's folder from a backup, as a whole."
+    ),
+    "E615": ErrorKind(
+        "The last {bytes} bytes are no entry: their writer was stopped before it could release anything.",
+        "Nothing to do: the next release marks them and goes on.",
+    ),
+    "E616": ErrorKind(
+        "The site sets no privacy budget for {table} (it has budgets for: {known}).",
+        "Its owner adds `budgets: {{{table}: {{epsilon: <ε>, delta: <δ>}}}}` to the site file.",
+    ),
+    "E617": ErrorKind(
+        "The receipt {receipt} cannot be resumed: {reason}.",
+        "Charge the release anew, or resume from the checkpoint that belongs to the receipt.",
+    ),
+    "E618": ErrorKind(
+        "The privacy ledger {path} cannot be written: {reason}.",
+        "Nothing was released. Free space or correct the rights of the folder (`state` of the site file).",
+    ),
+    "E619": ErrorKind(
+        "A release cannot be classified: {reason}.",
+        "Name the table, the 64 hex digits of its fingerprint and every mechanism.",
+    ),
     "E630": ErrorKind(
         "privacy.batch_size is {batch_size}, the private table has {records} records.",
         "Choose a batch of at most {records}, e.g. a tenth of the records.",

@@ -9,6 +9,7 @@ either one site's settings or, for trials on one machine, one section per party:
       tables: {llm/news: guest_9999}
       models: {slm: models/slm}
       public: {news_public: public}
+      budgets: {llm/news: {epsilon: 8, delta: 1.0e-6}}
       device: cpu
 """
 
@@ -22,11 +23,22 @@ import pydantic
 from pydantic import Field
 
 from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.privacy.events import Budget
 
 SITE_FILE_VARIABLE = "FATE_LLM_EXT_SITE"
 ROOT_VARIABLE = "FATE_LLM_EXT_ROOT"
 ONLY_DEVICE_VARIABLE = "FATE_LLM_EXT_ONLY_DEVICE"  # the `cuda:<index>` of which the process sees nothing else
 DEFAULT_SITE_FILE = "~/.fate_llm_ext/site.yaml"
+
+
+class SiteBudget(pydantic.BaseModel):
+    """What all jobs together may release about one table. It stands here, where no job can widen it."""
+
+    class Config:
+        extra = "forbid"
+
+    epsilon: float = Field(..., gt=0.0, description="ε of everything together; .inf also allows releases without DP.")
+    delta: float = Field(..., gt=0.0, lt=1.0, description="δ of everything together, below 1 / records.")
 
 
 class Site(pydantic.BaseModel):
@@ -41,9 +53,12 @@ class Site(pydantic.BaseModel):
     )
     models: Dict[str, str] = Field(default_factory=dict, description="Model name -> Hugging Face folder.")
     public: Dict[str, str] = Field(default_factory=dict, description="Public set name -> file or folder.")
+    budgets: Dict[str, SiteBudget] = Field(
+        default_factory=dict, description="<namespace>/<name> -> {epsilon, delta} for all jobs together."
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<index>.")
     threads: Optional[int] = Field(None, ge=1, description="CPU threads of this party's process.")
-    state: str = Field("state", description="Folder for what outlives a task (reserved: nothing is written there yet).")
+    state: str = Field("state", description="Folder for what outlives a task: the privacy ledger.")
 
     def path(self, value: str) -> Path:
         """Absolute path of a value of the site file; ``~`` is the user's home."""
@@ -62,6 +77,25 @@ class Site(pydantic.BaseModel):
         if not path.exists():
             raise ExtensionError("E111", kind=kind, name=name, path=path)
         return path
+
+    def budget(self, table: str) -> Budget:
+        """What may be released about a table, under differential privacy.
+
+        Raises:
+            ExtensionError: E616 if the site file allows nothing for it.
+        """
+        allowed = self.budgets.get(table)
+        if allowed is None:
+            raise ExtensionError("E616", table=table, known=", ".join(sorted(self.budgets)) or "nothing")
+        return Budget(epsilon=allowed.epsilon, delta=allowed.delta)
+
+    def budget_if_any(self, table: str) -> Optional[Budget]:
+        """As :meth:`budget`, None without one; for releases without differential privacy."""
+        return self.budget(table) if table in self.budgets else None
+
+    def ledger(self) -> Path:
+        """Folder of the privacy ledger, see :mod:`fate_llm_ext.privacy.ledger`."""
+        return self.path(self.state) / "ledger"
 
 
 def load_sites(path: Path, root: Optional[str] = None) -> Dict[str, Site]:
