@@ -30,8 +30,6 @@ def looked_up(config: DPKDConfig, role: str) -> FrozenSet[str]:
     names = set() if role == "arbiter" else {"teacher"}
     if trains_student(config, role) or compares(config, role):
         names |= {"student", "public"}
-    if role == "guest":
-        names.add("public")  # the teacher is judged there
     return frozenset(names)
 
 

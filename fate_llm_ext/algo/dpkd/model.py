@@ -1,0 +1,130 @@
+"""A causal LM in DP-KD, teacher or student: loaded, put back, judged, saved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+import numpy as np
+import torch
+
+from fate_llm_ext.algo.answering import Encoded
+from fate_llm_ext.algo.dpkd.config import DPKDConfig, Weights
+from fate_llm_ext.algo.dpkd.evaluation import evaluate
+from fate_llm_ext.algo.dpkd.text import Records, encode_records
+from fate_llm_ext.config import ModelConfig
+from fate_llm_ext.models.loading import load_base
+from fate_llm_ext.models.lora import AdapterState, adapter_state, add_lora, load_adapter_state
+from fate_llm_ext.models.quiet import quiet
+from fate_llm_ext.models.saving import save_model
+
+
+class Model:
+    """A base model of which an adapter or all weights are trained.
+
+    Args:
+        folder: Hugging Face folder of the base model.
+        name: its name in the site file, for the card.
+        weights: what is trained.
+        heartbeat: called while something takes long.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: ModelConfig,
+        weights: Weights,
+        config: DPKDConfig,
+        device: torch.device,
+        heartbeat: Callable[[str], None],
+    ) -> None:
+        heartbeat("loading a model")
+        self.name = settings.name
+        self.weights = weights
+        self.config = config
+        network, self.tokenizer = load_base(folder, settings, device, config.control.max_length)
+        self.network: Any = network
+        if weights == "lora":
+            heartbeat("placing the adapter")
+            self.network = add_lora(network, config.lora, seed=config.seed)
+        self._initial = self.state()
+
+    @property
+    def pad_id(self) -> int:
+        """The padding token."""
+        return int(self.tokenizer.pad_token_id)
+
+    def state(self) -> AdapterState:
+        """A copy of the weights that are trained."""
+        return adapter_state(self.network)
+
+    def restore(self, state: Optional[AdapterState] = None) -> None:
+        """Back to a state, by default to the untrained one."""
+        load_adapter_state(self.network, self._initial if state is None else state)
+
+    def arrays(self) -> List[np.ndarray]:
+        """The weights that are trained, as float64 arrays."""
+        return [p.detach().cpu().double().numpy() for p in self.network.parameters() if p.requires_grad]
+
+    def take(self, arrays: Sequence[np.ndarray]) -> None:
+        """Put arrays in the place of the trained weights."""
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        with torch.no_grad():
+            for parameter, value in zip(trained, arrays):
+                parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)))
+
+    def encode(self, records: Records) -> List[Encoded]:
+        """The records as this model's tokens."""
+        return encode_records(self.tokenizer, records, self.config.control)
+
+    def evaluate(self, test: Records, heartbeat: Callable[[str], None]) -> Dict[str, float]:
+        """Perplexity and code accuracy; nothing without test records."""
+        settings = self.config.evaluation
+        return evaluate(
+            self.network,
+            self.tokenizer,
+            test,
+            self.config.control,
+            settings.batch_size,
+            heartbeat,
+            max_rows=settings.max_rows,
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the base model and of what is trained of it; the same whatever precision a site computes in."""
+        digest = hashlib.sha256()
+        what = {"weights": self.weights, "lora": self.config.lora.dict() if self.weights == "lora" else None}
+        digest.update(json.dumps(what, sort_keys=True).encode())
+        for name, parameter in sorted(self.network.named_parameters(), key=lambda pair: pair[0]):
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.requires_grad}".encode())
+            # A fresh adapter is drawn on the site's own device, where the same seed may give other numbers.
+            if not (self.weights == "lora" and parameter.requires_grad):
+                digest.update(parameter.detach().to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
+        digest.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def save(self, folder: Path, card: str) -> None:
+        """Write adapter or model, tokenizer and card in Hugging Face layout."""
+        if self.weights == "full":
+            save_model(self.network, self.tokenizer, folder, card)
+            return
+        for settings in self.network.peft_config.values():
+            settings.base_model_name_or_path = self.name  # no path of this machine travels
+        with quiet():
+            self.network.save_pretrained(str(folder), save_embedding_layers=False)
+            self.tokenizer.save_pretrained(str(folder))
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def load(which: str, site: Any, config: DPKDConfig, device: torch.device, heartbeat: Callable[[str], None]) -> Model:
+    """The ``teacher`` or ``student`` of a site.
+
+    Raises:
+        ExtensionError: E110 and E111 for the site file, E402 to E408 as
+            :func:`~fate_llm_ext.models.loading.load_base`.
+    """
+    settings: ModelConfig = getattr(config, which)
+    weights: Weights = getattr(config, f"{which}_weights")
+    return Model(site.lookup("models", settings.name), settings, weights, config, device, heartbeat)
