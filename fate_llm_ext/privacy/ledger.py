@@ -111,12 +111,7 @@ class Ledger:
                 E601, E602 or E619 for what cannot be classified. Nothing is written then.
         """
         _check(data, release)
-        if budget is None and release.private:
-            raise ExtensionError("E616", table=data.table, known="nothing")
-        if budget is not None and not release.private and math.isfinite(budget.epsilon):
-            raise ExtensionError(
-                "E611", what=release.what, table=data.table, budget=f"{budget.epsilon:g}", delta=f"{budget.delta:g}"
-            )
+        _check_kind(data, release, budget)
         with chains.locked(self.folder):
             found = chains.read_all(self.folder)
             entries = self._entries(found)
@@ -138,6 +133,37 @@ class Ledger:
             logger.warning("%s of %s leaves without differential privacy (epsilon = inf)", release.what, data.table)
         return Receipt(entry.hash, entry, alone, composed, budget, accountant)
 
+    def quote(
+        self,
+        data: DataSet,
+        release: Release,
+        budget: Optional[Budget],
+        accountant: Accountant = "prv",
+        pending: Sequence[Mechanism] = (),
+    ) -> float:
+        """ε of everything released about the table if this were charged now; nothing is written.
+
+        Args:
+            data: the table.
+            release: what would leave.
+            budget: of the table.
+            accountant: how to compose.
+            pending: what else will have been charged by then.
+
+        Raises:
+            ExtensionError: E610, E611, E612 or E616, as :meth:`charge` would.
+        """
+        _check_kind(data, release, budget)
+        before = self.about(data)
+        if budget is None:
+            return math.inf
+        spent = [*_mechanisms(before), *pending]
+        composed = epsilon([*spent, *release.mechanisms], budget.delta, accountant)
+        if composed > budget.epsilon:
+            alone = epsilon(release.mechanisms, budget.delta, accountant)
+            raise _over_budget(data, release, budget, accountant, spent, len(before), alone, composed)
+        return composed
+
     def entries(self) -> List[Entry]:
         """All releases, by time.
 
@@ -146,10 +172,14 @@ class Ledger:
         """
         return self._entries(self._read())
 
+    def about(self, data: Union[DataSet, str]) -> List[Entry]:
+        """The releases that count against the budget of a table (or data set), by time."""
+        table, fingerprint = (data, None) if isinstance(data, str) else (data.table, data.fingerprint)
+        return _related(self.entries(), table, fingerprint)
+
     def mechanisms(self, data: Union[DataSet, str]) -> Tuple[Mechanism, ...]:
         """What has touched a table (or data set) so far, for :func:`~.accountants.noise_multiplier`."""
-        table, fingerprint = (data, None) if isinstance(data, str) else (data.table, data.fingerprint)
-        return _mechanisms(_related(self.entries(), table, fingerprint))
+        return _mechanisms(self.about(data))
 
     def spent(self, data: Union[DataSet, str], delta: float, accountant: Accountant = "prv") -> float:
         """ε at δ of everything released about a table (or data set) so far.
@@ -191,6 +221,16 @@ def _check(data: DataSet, release: Release) -> None:
         raise ExtensionError("E619", reason="it names no mechanism")
     for mechanism in release.mechanisms:
         mechanism_from_dict(mechanism_to_dict(check_mechanism(mechanism)))
+
+
+def _check_kind(data: DataSet, release: Release, budget: Optional[Budget]) -> None:
+    """Whether the budget allows releases of this kind at all."""
+    if budget is None and release.private:
+        raise ExtensionError("E616", table=data.table, known="nothing")
+    if budget is not None and not release.private and math.isfinite(budget.epsilon):
+        raise ExtensionError(
+            "E611", what=release.what, table=data.table, budget=f"{budget.epsilon:g}", delta=f"{budget.delta:g}"
+        )
 
 
 def _check_resumed(entries: Sequence[Entry], data: DataSet, release: Release, resumes: str) -> None:
