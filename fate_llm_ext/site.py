@@ -58,7 +58,10 @@ class Site(pydantic.BaseModel):
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<index>.")
     threads: Optional[int] = Field(None, ge=1, description="CPU threads of this party's process.")
-    state: str = Field("state", description="Folder for what outlives a task: the privacy ledger.")
+    state: str = Field(
+        "state",
+        description="Folder for what outlives a task, the privacy ledger; in a file with sections: state/<party>.",
+    )
 
     def path(self, value: str) -> Path:
         """Absolute path of a value of the site file; ``~`` is the user's home."""
@@ -122,7 +125,9 @@ def load_sites(path: Path, root: Optional[str] = None) -> Dict[str, Site]:
     problems: List[str] = []
     for party, section in sections.items():
         try:
-            sites[party] = Site(**{"root": base, **section})
+            # Parties of one file share the root; a ledger is one party's.
+            state = str(Path("state") / party)
+            sites[party] = Site(**{"root": base, "state": state, **section})
         except pydantic.ValidationError as error:
             problems += [f"{party or path.name}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
     if problems:
