@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Sequence
 
-from fate_llm_ext.privacy.events import DataSet, Release, fingerprint_records
-from fate_llm_ext.privacy.report import TrainingFacts
+from fate_llm_ext.privacy import report
+from fate_llm_ext.privacy.events import Budget, DataSet, Release, fingerprint_records
+from fate_llm_ext.privacy.report import LedgerTotal, TrainingFacts
+from fate_llm_ext.site import Site
+
+if TYPE_CHECKING:
+    from fate_llm_ext.privacy.accountants import Accountant
+    from fate_llm_ext.privacy.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class Planned:
 
     release: Release
     delta: Optional[float] = None
-    accountant: str = "prv"
+    accountant: Accountant = "prv"
     training: Optional[TrainingFacts] = None
 
 
@@ -43,3 +49,60 @@ def data_set(reader: Any, rows: Sequence[Mapping[str, Any]]) -> DataSet:
 def job_id(ctx: Any) -> str:
     """What the ledger calls the job: FATE's federation id of this task, the same at every party."""
     return str(ctx.federation.session_id)
+
+
+def refuse_early(site: Site, data: DataSet, planned: Planned) -> None:
+    """Refuse before hours of training what :func:`charge` would refuse after them; nothing is written.
+
+    Raises:
+        ExtensionError: as :func:`charge`.
+    """
+    _ledger(site).quote(data, planned.release, _budget(site, data, planned), planned.accountant)
+
+
+def charge(site: Site, data: DataSet, planned: Planned) -> LedgerTotal:
+    """Write a release into the ledger of its table. To be called before anything computed from the table leaves.
+
+    Returns:
+        What the ledger then says about the table.
+
+    Raises:
+        ExtensionError: E616 if the release is differentially private and the site sets no budget for the table;
+            the refusals and failures of :meth:`fate_llm_ext.privacy.ledger.Ledger.charge`.
+    """
+    ledger, budget = _ledger(site), _budget(site, data, planned)
+    ledger.charge(data, planned.release, budget, planned.accountant)
+    return total(ledger, data, budget, planned)
+
+
+def total(ledger: Ledger, data: DataSet, budget: Optional[Budget], planned: Planned) -> LedgerTotal:
+    """What the ledger says about a table, at the budget's δ (without one, at the job's or the default)."""
+    from fate_llm_ext.privacy.accountants import default_delta
+
+    delta = budget.delta if budget else planned.delta or default_delta(max(2, data.records))
+    return LedgerTotal(ledger.spent(data, delta, planned.accountant), delta, len(ledger.about(data)), budget)
+
+
+def statement(party: str, data: DataSet, planned: Planned, ledger: LedgerTotal, **more: Any) -> Dict[str, Any]:
+    """The statement of a data owner about one release; ``more`` as :func:`fate_llm_ext.privacy.report.statement`."""
+    return report.statement(
+        party,
+        planned.release.algorithm,
+        data=data,
+        releases=[planned.release],
+        delta=planned.delta,
+        accountant=planned.accountant,
+        training=planned.training,
+        ledger=ledger,
+        **more,
+    )
+
+
+def _ledger(site: Site) -> Ledger:
+    from fate_llm_ext.privacy.ledger import Ledger
+
+    return Ledger(site.ledger())
+
+
+def _budget(site: Site, data: DataSet, planned: Planned) -> Optional[Budget]:
+    return site.budget(data.table) if planned.release.private else site.budget_if_any(data.table)

@@ -184,7 +184,7 @@ def headline(statement: Mapping[str, Any]) -> str:
     """One line: the guarantee, and where the ledger stands."""
     data, guarantee, ledger = statement["data"], statement["guarantee"], statement["ledger"]
     if data is None:
-        return f"{statement['party']}: no private data"
+        return f"{statement['party']}: no private table"
     if not statement["releases"]:
         text = f"nothing computed from {data['table']} leaves the party"
     elif guarantee["epsilon"] == INFINITE:
@@ -282,7 +282,7 @@ def _guarantee(
     data: Optional[DataSet], releases: Sequence[Release], delta: Optional[float], accountant: Accountant
 ) -> Dict[str, Any]:
     if data is None:
-        return {"epsilon": None, "delta": None, "text": "This party holds no private data."}
+        return {"epsilon": None, "delta": None, "text": "This party has no private table in this task."}
     if not releases:
         text = "Nothing that was computed from private records left this party."
         return {"epsilon": 0.0, "delta": 0.0, "text": text}

@@ -104,7 +104,7 @@ def test_who_has_no_data_or_gives_nothing_away_says_so():
     arbiter = report.statement(
         "arbiter 9998", "x", artefacts=[report.Artefact("student", True, "from synthetic texts")]
     )
-    assert report.headline(arbiter) == "arbiter 9998: no private data"
+    assert report.headline(arbiter) == "arbiter 9998: no private table"
     assert "- student: differentially private: from synthetic texts" in report.card(arbiter)
     guest = report.statement("guest 9999", "x", data=DATA)
     assert guest["guarantee"]["epsilon"] == 0.0

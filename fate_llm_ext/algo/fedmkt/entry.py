@@ -16,14 +16,17 @@ from fate_llm_ext.algo.fedmkt.config import FedMKTConfig
 from fate_llm_ext.algo.fedmkt.handshake import greet, welcome
 from fate_llm_ext.algo.fedmkt.learner import Learner
 from fate_llm_ext.algo.fedmkt.public import load_labelled, load_public, load_test
+from fate_llm_ext.algo.fedmkt.release import ARBITER_ADAPTER, CLIENT_ADAPTER, POOLED, release
 from fate_llm_ext.algo.fedmkt.server import Server
 from fate_llm_ext.algo.fedmkt.teaching import Translator
+from fate_llm_ext.algo.private import Planned, charge, data_set, job_id, refuse_early, statement
 from fate_llm_ext.algo.session import federated_task
 from fate_llm_ext.data.datasets import read_rows
 from fate_llm_ext.data.templates import Example
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.federation.channel import Channel
 from fate_llm_ext.models.loading import resolve_device
+from fate_llm_ext.privacy import report
 from fate_llm_ext.progress import emit
 from fate_llm_ext.site import Site, current_site
 
@@ -47,9 +50,9 @@ def run_train(ctx: Any, role: Any, parameters: Dict[str, Any], train_data: Any, 
         if role.is_arbiter:
             task.arbiter()
         else:
-            task.client(Path(train_data.get_directory()))
+            task.client(train_data)
         folder = Path(output_model.get_directory())
-        task.learner.save(folder, _model_card(config, role.name))
+        task.learner.save(folder, _model_card(config, role.name, task.statement))
         output_model.write_metadata({"algorithm": "fedmkt", "version": __version__, "base_model": config.model.name})
 
 
@@ -60,22 +63,31 @@ class _Task:
         self.config = config
         self.channel = channel
         self.metrics = Metrics(ctx)
+        self._job = job_id(ctx)
         self._site = site
         self._model_folder = site.lookup("models", config.model.name)
         self._device = resolve_device(site.device)
         self._public_path = site.lookup("public", config.public.name)
         self.public, self.fingerprint = load_public(self._public_path, config)
         self.learner: Learner
+        self.statement: Dict[str, Any] = {}
 
-    def client(self, table: Path) -> None:
+    def client(self, train_data: Any) -> None:
         """A guest's or host's task."""
         config, channel = self.config, self.channel
+        table = Path(train_data.get_directory())
         private = load_labelled(table, "train", config)
         if not private:
             rows = len(read_rows(table, "train", config.task.columns))
             raise ExtensionError("E332", table=table.name, rows=rows)
+        data = data_set(train_data, read_rows(table, "train"))
+        planned = Planned(release(self._job, [peer.name for peer in channel.peers]))
+        refuse_early(self._site, data, planned)
         self._load(load_test(table, self._public_path, config))
         teacher = greet(channel, self.learner, self.fingerprint)
+        # Nothing up to here derives from the private rows; the scores of the first round do.
+        ledger = charge(self._site, data, planned)
+        self._publish(statement(channel.local, data, planned, ledger, artefacts=[CLIENT_ADAPTER]))
         channel.heartbeat("tokenising the private rows")
         items = self.learner.gold_items(private)
         gold = self.learner.public_items(np.arange(len(self.public.labelled)), {})
@@ -92,6 +104,8 @@ class _Task:
         config, channel = self.config, self.channel
         self._load(load_test(self._public_path, self._public_path, config))
         vocabularies = welcome(channel, self.learner, self.fingerprint)
+        artefacts = [ARBITER_ADAPTER, *([POOLED] if "centralized" in config.compare else [])]
+        self._publish(report.statement(channel.local, "fedmkt", artefacts=artefacts))
         gold = self.learner.public_items(np.arange(len(self.public.labelled)), {})
         for arm in config.compare:
             if arm in ("zero_shot", "standalone_public"):
@@ -103,6 +117,10 @@ class _Task:
         translators = {n: Translator(self.learner, v, n, channel.heartbeat) for n, v in vocabularies.items()}
         for rows_of_arm in self._federated_arms():
             Server(rows_of_arm, self.learner, channel, translators, self.metrics).run()
+
+    def _publish(self, statement: Dict[str, Any]) -> None:
+        self.statement = statement
+        report.publish(statement)
 
     def _load(self, test: List[Example]) -> None:
         self.learner = Learner(self._model_folder, self.config, self._device, self.public, test, self.channel.heartbeat)
@@ -116,14 +134,10 @@ class _Task:
         return load_labelled(self._site.lookup("public", "centralized"), "train", self.config)
 
 
-def _model_card(config: FedMKTConfig, role: str) -> str:
+def _model_card(config: FedMKTConfig, role: str, statement: Dict[str, Any]) -> str:
     return (
         "---\nlibrary_name: peft\ntags: [fedmkt, federated-learning, lora]\n---\n\n"
         f"# FedMKT adapter ({role})\n\n"
         f"LoRA adapter for the base model `{config.model.name}`, trained by fate-llm-ext {__version__} with FedMKT "
-        f"(arXiv 2406.02224): {config.rounds} rounds, seed {config.seed}.\n\n"
-        "## Privacy\n\nNot differentially private: ε = ∞. A client's adapter is trained on private records, and "
-        "what it sent to the arbiter (likelihoods, answers and top-k log-probabilities on the public set) was "
-        "computed by a model trained on them. The arbiter's adapter is computed from these messages "
-        "and the public rows.\n"
+        f"(arXiv 2406.02224): {config.rounds} rounds, seed {config.seed}.\n\n" + report.card(statement)
     )

@@ -7,12 +7,12 @@ round  sender -> receiver  name     derives from private data          privacy e
 start  client -> arbiter   hello    no (versions, parameters, public   none
                                     fingerprint, vocabulary [1])
 start  arbiter -> client   welcome  no (vocabulary [1])                none
-each   client -> arbiter   scores   yes: likelihoods (NLL) of public   non-private release (ε = ∞)
-                                    answers and predicted answers of   unless the SLM is trained by DP-SGD
-                                    a model trained on it
+each   client -> arbiter   scores   yes: likelihoods (NLL) of public   non-private release (ε = ∞), one
+                                    answers and predicted answers of   entry in the ledger for all rounds,
+                                    a model trained on it              written before the first `scores`
 each   arbiter -> client   request  indirectly (which rows are useful) post-processing of `scores`
-each   client -> arbiter   signals  yes: predicted answers and top-k   non-private release (ε = ∞)
-                                    log-probabilities of a model       unless the SLM is trained by DP-SGD
+each   client -> arbiter   signals  yes: predicted answers and top-k   the same entry
+                                    log-probabilities of a model
                                     trained on it; generated text [2]
 each   arbiter -> client   signals  indirectly, through the LLM: the   post-processing of clients' messages
                                     same as a client's signals
