@@ -13,7 +13,10 @@ from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.pipelines.document import read_document
 from fate_llm_ext.pipelines.process import Event, Follower
 
-ARM_ORDER = ("zero_shot", "standalone", "standalone_public", "centralized", "paper", "fedmkt")
+ARM_ORDER = (
+    *("zero_shot", "standalone", "standalone_public", "centralized", "paper", "fedmkt"),
+    *("dp_teacher", "dp_sgd_student", "dpkd", "synthetic_ce", "dp_kd", "on_policy", "non_private"),
+)
 ARM_TITLES = {
     "zero_shot": "Zero-shot",
     "standalone": "Standalone",
@@ -21,17 +24,32 @@ ARM_TITLES = {
     "centralized": "Centralized",
     "paper": "FedMKT (paper)",
     "fedmkt": "FedMKT",
+    "dp_teacher": "DP teacher",
+    "dp_sgd_student": "DP-SGD student",
+    "dpkd": "DPKD",
+    "synthetic_ce": "Synthetic text, CE",
+    "dp_kd": "DP-KD",
+    "on_policy": "DP-KD on-policy",
+    "non_private": "Non-private",
     "evaluation": "Evaluation",
 }
-ARM_NOTE = (
+FEDMKT_NOTE = (
     "Standalone: private rows only. Standalone+Public: and public gold answers, no teaching; for the arbiter: public "
     "gold only. FedMKT (paper): teaching on labelled public rows. FedMKT: and on public rows without an answer."
 )
+DPKD_NOTE = (
+    "DP teacher: what the student learns from, with a tokenizer of its own. DP-SGD student: the whole ε spent on the "
+    "student. DPKD: teacher and student by DP-SGD, at this ε together. Synthetic text, CE: the DP teacher's texts "
+    "alone. DP-KD: and its distributions. On-policy: and over what the student writes. Non-private: a teacher trained "
+    "without noise and clipping. Comparisons on private records stay at their owner."
+)
+# An arm that only tables of one algorithm have -> the note under these.
+ARM_NOTES = {"standalone_public": FEDMKT_NOTE, "dp_kd": DPKD_NOTE}
 CLIENTS = "mean of clients"
 _CLIENT_ROLES = ("guest", "host")
-_PREFERRED = ("accuracy", "nll_per_byte")
-_METHOD = "fedmkt"
-_BASELINES = ("standalone", "standalone_public")
+_PREFERRED = ("accuracy", "nll_per_byte", "perplexity", "code_accuracy")
+# With several runs: what the method gains on each of these, run by run.
+_METHODS = {"fedmkt": ("standalone", "standalone_public"), "dp_kd": ("dp_sgd_student", "dpkd", "synthetic_ce")}
 
 _Values = Dict[str, Dict[str, List[float]]]  # party -> arm -> a value per run
 
@@ -48,14 +66,19 @@ class Cell:
 class ResultTable:
     """One metric of one task: party (e.g. ``guest_9999``) -> arm -> cell.
 
-    With ``paired`` the cells are what FedMKT gains on an arm, subtracted within each run before the mean is taken.
+    With a ``method`` the cells are what that arm gains on another, subtracted within each run before the mean is taken.
     """
 
     task: str
     metric: str
     arms: Tuple[str, ...]
     rows: Dict[str, Dict[str, Cell]]
-    paired: bool = False
+    method: str = ""
+
+    @property
+    def paired(self) -> bool:
+        """Whether the cells are differences."""
+        return bool(self.method)
 
     @property
     def title(self) -> str:
@@ -65,7 +88,7 @@ class ResultTable:
     @property
     def titles(self) -> Tuple[str, ...]:
         """The arms' names for people."""
-        method = f"{ARM_TITLES[_METHOD]} - " if self.paired else ""
+        method = f"{ARM_TITLES[self.method]} - " if self.paired else ""
         return tuple(method + ARM_TITLES.get(arm, arm) for arm in self.arms)
 
     @property
@@ -73,7 +96,7 @@ class ResultTable:
         """What the columns mean, where they need it."""
         if self.paired:
             return "Subtracted within each run, then mean ± sample standard deviation over the runs."
-        return ARM_NOTE if "standalone_public" in self.arms else ""
+        return next((note for arm, note in ARM_NOTES.items() if arm in self.arms), "")
 
     def text(self, cell: Optional[Cell]) -> str:
         """A cell for people: a share as per cent (a difference in points), anything else with four digits."""
@@ -156,20 +179,22 @@ def read_events(directory: Path) -> Dict[str, Dict[str, List[Event]]]:
 def result_tables(runs: Sequence[Dict[str, Dict[str, List[Event]]]]) -> List[ResultTable]:
     """Tables of the ``result`` events of one or several runs; accuracy before other metrics.
 
-    With several runs, each table is followed by the paired differences between FedMKT and training alone.
+    With several runs, each table is followed by the paired differences between the method and its baselines.
     """
     values: Dict[Tuple[str, str], _Values] = {}
-    differences: Dict[Tuple[str, str], _Values] = {}
+    differences: Dict[Tuple[str, str, str], _Values] = {}
     for run in runs:
         for task, parties in run.items():
             for metric, rows in _with_mean(_one_run(parties)).items():
                 _collect(values.setdefault((task, metric), {}), rows)
-                _collect(differences.setdefault((task, metric), {}), _gains(rows))
+                for method in _METHODS:
+                    _collect(differences.setdefault((task, metric, method), {}), _gains(rows, method))
     tables: List[ResultTable] = []
     for (task, metric), found in values.items():
         tables.append(_table(task, metric, found))
-        if len(runs) > 1 and differences[task, metric]:
-            tables.append(_table(task, metric, differences[task, metric], paired=True))
+        for method in _METHODS:
+            if len(runs) > 1 and differences[task, metric, method]:
+                tables.append(_table(task, metric, differences[task, metric, method], method))
     return sorted(tables, key=lambda table: _PREFERRED.index(table.metric) if table.metric in _PREFERRED else 9)
 
 
@@ -205,15 +230,15 @@ def _with_mean(found: Dict[str, Dict[str, Dict[str, float]]]) -> Dict[str, Dict[
     return found
 
 
-def _gains(rows: Dict[str, Dict[str, float]]) -> Dict[str, Dict[str, float]]:
-    """FedMKT minus each baseline, for the clients' mean (a single client itself) and the arbiter."""
+def _gains(rows: Dict[str, Dict[str, float]], method: str) -> Dict[str, Dict[str, float]]:
+    """The method minus each baseline, for the clients' mean (a single client itself) and the arbiter."""
     shown = {
         party: arms
         for party, arms in rows.items()
         if party == CLIENTS or party.startswith("arbiter") or (CLIENTS not in rows and _is_client(party))
     }
     gains = {
-        party: {arm: arms[_METHOD] - arms[arm] for arm in _BASELINES if arm in arms and _METHOD in arms}
+        party: {arm: arms[method] - arms[arm] for arm in _METHODS[method] if arm in arms and method in arms}
         for party, arms in shown.items()
     }
     return {party: arms for party, arms in gains.items() if arms}
@@ -229,12 +254,12 @@ def _collect(table: _Values, rows: Dict[str, Dict[str, float]]) -> None:
             table.setdefault(party, {}).setdefault(arm, []).append(value)
 
 
-def _table(task: str, metric: str, rows: _Values, paired: bool = False) -> ResultTable:
+def _table(task: str, metric: str, rows: _Values, method: str = "") -> ResultTable:
     seen = list(dict.fromkeys(arm for arms in rows.values() for arm in arms))
     arms = sorted(seen, key=lambda arm: ARM_ORDER.index(arm) if arm in ARM_ORDER else len(ARM_ORDER))
     order = sorted(rows, key=party_order)
     cells = {party: {arm: _cell(values) for arm, values in rows[party].items()} for party in order}
-    return ResultTable(task, metric, tuple(arms), cells, paired)
+    return ResultTable(task, metric, tuple(arms), cells, method)
 
 
 def _cell(values: List[float]) -> Cell:

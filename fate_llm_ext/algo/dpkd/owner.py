@@ -37,6 +37,7 @@ from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.federation.aggregation import SecureMean
 from fate_llm_ext.models.vocabulary import read_vocabulary
 from fate_llm_ext.privacy.dp_training import DPPlan, DPTrainer
+from fate_llm_ext.privacy.ledger import Ledger
 
 TRAINING = "training the teacher"
 _BLOCK = 256  # texts whose signals are made and sent at a time
@@ -68,9 +69,11 @@ class Owner:
         rows = read_rows(folder, "train")
         self.records = read_records(folder, "train", config.control)
         self.data = data_set(train_data, rows)
-        party.site.budget(self.data.table)  # without one nothing may be released
+        budget = party.site.budget(self.data.table)
         self.planned = plan(config, self.data, party.job, party.others)
         self.plan = cast(DPPlan, self.planned.training)
+        # What the ledger would refuse is refused here, before the other owners have charged theirs.
+        Ledger(party.site.ledger()).quote(self.data, self.planned.release, budget, self.planned.accountant)
         if party.owners > 1 and config.rounds > self.plan.steps:
             raise ExtensionError("E671", rounds=config.rounds, steps=self.plan.steps)
         self.teacher: Model = load("teacher", party.site, config, party.device, party.channel.heartbeat)
