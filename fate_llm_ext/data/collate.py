@@ -49,9 +49,10 @@ class Collator:
     """Pad items to one batch (right padding) and flatten the answer positions.
 
     The batch holds ``input_ids``, ``attention_mask`` [B, T] and, for P answer positions in total:
-    ``flat`` [P] places in the flattened [B * T] hidden states, ``target`` [P], ``gold_weight`` [P],
-    ``teacher_weight`` [P], ``teacher_ids`` and ``teacher_log_probs`` [P, K]. Weights already contain the
-    means over answer tokens and over the batch, so the loss is one weighted sum.
+    ``flat`` [P] places in the flattened [B * T] hidden states, ``target`` [P], ``mean_weight`` [P],
+    ``gold_weight`` [P], ``teacher_weight`` [P], ``teacher_ids`` and ``teacher_log_probs`` [P, K]. Weights already
+    contain the means over answer tokens and over the batch, so the loss is one weighted sum; ``mean_weight`` is
+    nothing but these means. An item without answer positions adds nothing, and counts in the mean over the batch.
     """
 
     def __init__(self, pad_id: int) -> None:
@@ -66,7 +67,8 @@ class Collator:
         total = sum(counts)
         flat = np.concatenate([b * length + item.answer - 1 for b, item in enumerate(items)])
         target = np.concatenate([item.ids[item.answer] for item in items])
-        gold = np.concatenate([np.full(n, item.gold_weight / n / size) for n, item in zip(counts, items)])
+        mean = np.concatenate([np.full(n, 1.0 / max(n, 1) / size) for n in counts])
+        gold = mean * np.repeat([item.gold_weight for item in items], counts)
         teacher_weight = np.zeros(total)
         teacher_ids = np.full((total, width), -1, dtype=np.int64)
         teacher_log_probs = np.full((total, width), -np.inf, dtype=np.float32)
@@ -84,6 +86,7 @@ class Collator:
             "attention_mask": mask,
             "flat": torch.from_numpy(flat.astype(np.int64)),
             "target": torch.from_numpy(target.astype(np.int64)),
+            "mean_weight": torch.from_numpy(mean.astype(np.float32)),
             "gold_weight": torch.from_numpy(gold.astype(np.float32)),
             "teacher_weight": torch.from_numpy(teacher_weight.astype(np.float32)),
             "teacher_ids": torch.from_numpy(teacher_ids),

@@ -18,6 +18,7 @@ from fate_llm_ext.config import GenerationConfig
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.loading import positions, split_head
 from fate_llm_ext.models.scoring import Step
+from fate_llm_ext.models.tokenizers import vocabulary_size
 
 # Where the k most probable tokens are asked for by their mass only: how many are looked at first.
 _CANDIDATES = 1024
@@ -96,7 +97,7 @@ class _Writer:
     def __init__(self, model: Any, tokenizer: Any, config: GenerationConfig) -> None:
         self._config = config
         self._end = tokenizer.eos_token_id
-        self._known = max(tokenizer.get_vocab().values()) + 1
+        self._known = vocabulary_size(tokenizer)
         self._device = next(model.parameters()).device
         self._stride = _STRIDE.get(self._device.type, 8)
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model

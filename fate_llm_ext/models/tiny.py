@@ -26,6 +26,7 @@ from typing_extensions import Literal
 from fate_llm_ext.config import Group
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.blocks import PackedBlocks
+from fate_llm_ext.models.tokenizers import vocabulary_size
 
 _FREQUENCY_SCALE = 15.0  # the constant entry of the hidden state that carries log frequencies
 _EVALUATED_TOKENS = 8192
@@ -86,11 +87,6 @@ class StepState:
     done: float
     loss: float
     tokens_per_second: float
-
-
-def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Rows that the embedding needs: ids may have gaps."""
-    return max(tokenizer.get_vocab().values()) + 1
 
 
 def build_model(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:

@@ -27,6 +27,11 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # sentencepie
 _UNIGRAM, _BPE = 1, 2  # sentencepiece_model.proto: TrainerSpec.ModelType
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Rows that an embedding needs: one more than the largest id; ids may have gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
     """The tokenizer in ``folder``, with an end token and a padding token (the end token if the family has none).
 

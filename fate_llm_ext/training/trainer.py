@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, List, Optional, Sequence
 
 import torch
 import transformers
@@ -16,6 +17,8 @@ from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.loading import split_head
 from fate_llm_ext.training.hooks import PhaseCallback
 from fate_llm_ext.training.losses import Tail, chunked_head_loss, sparse_kd_loss, token_nll
+
+logger = logging.getLogger(__name__)
 
 # Logits of one chunk of answer positions: at most this many floats (256 MB in fp32).
 _CHUNK_FLOATS = 1 << 26
@@ -33,6 +36,7 @@ def train_items(
     temperature: float = 1.0,
     tail: Tail = "bucket",
     heartbeat: Callable[[str], None] = lambda doing: None,
+    extra: Optional[torch.nn.Module] = None,
 ) -> float:
     """Train on items and return the mean loss.
 
@@ -42,23 +46,37 @@ def train_items(
     Args:
         model: causal LM whose trainable parameters are trained in place.
         heartbeat: called between steps with what is being done.
+        extra: one more term, (batch, hidden states [P, d] at its ``flat`` places) -> scalar. Its parameters are trained
+            along (not clipped, not decayed) and are of no use afterwards.
 
     Raises:
-        ExtensionError: E406 as soon as the loss is not finite.
+        ExtensionError: E406 as soon as the loss is not finite; E666 no item has an answer to learn.
     """
+    items = _with_answers(items, phase)
     steps = epochs * math.ceil(len(items) / (config.batch_size * config.gradient_accumulation))
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _Trainer(
             model=model,
             args=_arguments(config, epochs, steps, seed, scratch, next(model.parameters())),
-            train_dataset=list(items),
+            train_dataset=items,
             data_collator=Collator(pad_id),
             callbacks=[PhaseCallback(phase, steps, heartbeat)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        trainer.prepare(config, phase, temperature, tail)
+        trainer.prepare(config, phase, temperature, tail, extra)
         return float(trainer.train().training_loss)
+
+
+def _with_answers(items: Sequence[Item], phase: str) -> List[Item]:
+    kept = [item for item in items if len(item.answer)]
+    if not kept:
+        raise ExtensionError("E666", items=len(items), phase=phase)
+    if len(kept) < len(items):
+        logger.warning(
+            "%s: %d of %d sequences have no answer and are left out", phase, len(items) - len(kept), len(items)
+        )
+    return kept
 
 
 def _arguments(
@@ -114,7 +132,9 @@ class _Arguments(transformers.TrainingArguments):
 class _Trainer(transformers.Trainer):
     """Adds the loss; everything else is the library's."""
 
-    def prepare(self, config: TrainConfig, phase: str, temperature: float, tail: Tail) -> None:
+    def prepare(
+        self, config: TrainConfig, phase: str, temperature: float, tail: Tail, extra: Optional[torch.nn.Module]
+    ) -> None:
         # The weights of the batch hold the means, so the Trainer has to divide by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._backbone, self._head = split_head(self.model)
@@ -122,6 +142,14 @@ class _Trainer(transformers.Trainer):
         self._phase = phase
         self._temperature = temperature
         self._tail = tail
+        self._extra = extra
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        parameters = list(self._extra.parameters()) if self._extra is not None else []
+        if parameters:
+            optimizer.add_param_group({"params": parameters, "weight_decay": 0.0})
+        return optimizer
 
     def compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False, **kwargs: Any) -> Any:
         hidden = self._backbone(inputs["input_ids"], inputs["attention_mask"])
@@ -133,6 +161,8 @@ class _Trainer(transformers.Trainer):
             loss = chunked_head_loss(
                 hidden, self._head, chunk, lambda logits, part: self._weighted(logits, inputs, part)
             ).sum()
+        if self._extra is not None:
+            loss = loss + self._extra(inputs, hidden)
         if not torch.isfinite(loss):
             raise ExtensionError(
                 "E406",

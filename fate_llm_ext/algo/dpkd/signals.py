@@ -16,7 +16,7 @@ from fate_llm_ext.algo.answering import Encoded, watched_scorer
 from fate_llm_ext.data.collate import TeacherTargets
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.targets import transfer
-from fate_llm_ext.models.tiny import vocabulary_size
+from fate_llm_ext.models.tokenizers import vocabulary_size
 
 _SMALLEST_LOG_PROB = -60000.0  # float16, in which they may travel, ends at -65504
 
