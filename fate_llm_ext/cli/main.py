@@ -16,6 +16,10 @@ _COMMANDS: Dict[str, Tuple[str, str]] = {
     "run": ("fate_llm_ext.cli.run:run", "Run a job on this machine, one process per party."),
     "report": ("fate_llm_ext.cli.report:report", "Print the results of runs and write their page."),
     "check": ("fate_llm_ext.cli.check:check", "Report every problem of a job before anything runs."),
+    "privacy": (
+        "fate_llm_ext.cli.privacy:privacy",
+        "What a job would cost, what was spent, whether ledgers are whole.",
+    ),
     "desc": ("fate_llm_ext.cli.desc:desc", "Describe a component and its parameters."),
     "doctor": ("fate_llm_ext.cli.doctor:doctor", "Say what is installed, what is wrong with it and how to repair it."),
     "data": ("fate_llm_ext.cli.data:data", "Show, fingerprint, split and generate data sets."),
