@@ -16,7 +16,12 @@ JOBS = sorted(CONF.glob("*/*/dag.yaml"))
 
 
 def test_there_are_jobs() -> None:
-    assert {path.parent.name for path in JOBS} >= {"quickstart", "ag_news", "commonsenseqa"}
+    assert {path.parent.name for path in (CONF / "fedmkt").glob("*/dag.yaml")} >= {
+        "quickstart",
+        "ag_news",
+        "commonsenseqa",
+    }
+    assert {path.parent.name for path in (CONF / "dpkd").glob("*/dag.yaml")} >= {"quickstart", "ag_news", "yelp"}
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: f"{path.parent.parent.name}/{path.parent.name}")
@@ -35,6 +40,8 @@ def test_a_job_is_short(path: Path) -> None:
     assert len(lines) <= 40
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("*/*/prepare.sh")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path", sorted(CONF.rglob("*.sh")), ids=lambda path: f"{path.parent.parent.name}/{path.parent.name}"
+)
 def test_the_preparation_is_valid_shell(path: Path) -> None:
     assert subprocess.run(["sh", "-n", str(path)], check=False).returncode == 0
