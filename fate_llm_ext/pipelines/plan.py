@@ -16,6 +16,7 @@ from fate_llm_ext.pipelines import catalog
 from fate_llm_ext.pipelines.job import Dag, Party, Task
 from fate_llm_ext.pipelines.parameters import CONFIGS
 from fate_llm_ext.privacy.events import Budget, DataSet, Mechanism, fingerprint_records
+from fate_llm_ext.privacy.report import show_delta, show_epsilon
 from fate_llm_ext.site import Site, load_sites
 
 # What a component's stage releases: function of (config, data set, job, other parties) -> algo.private.Planned.
@@ -134,6 +135,12 @@ class _Planner:
         pending += [(data, one) for one in planned.release.mechanisms]
         if line.budget is None:
             line.note = f"no budget is set for {line.table}: the release is recorded, and nothing limits it"
+        elif planned.delta not in (None, line.delta):
+            asked = show_epsilon(epsilon(planned.release.mechanisms, planned.delta, planned.accountant))
+            line.note = (
+                f"ε = {asked} at the job's δ = {show_delta(planned.delta)} is {show_epsilon(line.epsilon)} at "
+                f"δ = {show_delta(line.delta)}, which the table's budget counts"
+            )
 
 
 def _tables(task: Task, party: Party, part: Any) -> List[str]:
