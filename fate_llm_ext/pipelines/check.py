@@ -24,6 +24,9 @@ NEEDED_ROLES: Dict[Tuple[str, str], Tuple[Tuple[str, ...], ...]] = {
     ("dpkd", "train"): (("arbiter",), ("guest",)),
 }
 
+# Stages that release something differentially private about each owner's table, so that a site must allow it.
+NEEDS_BUDGET = {("dpkd", "train")}
+
 
 def check(dag: Dag, sites_path: Optional[Path] = None, root: Optional[str] = None) -> List[Problem]:
     """All problems of a job, each once.
@@ -78,7 +81,7 @@ class _Checker:
             if party.role in whole.roles:
                 values, found = check_parameters(task, party, whole, part)
                 problems += found + self._inputs(task, party, whole, part)
-                problems += self._site(task, party, values)
+                problems += self._site(task, party, values) + self._budgets(task, party)
         return problems
 
     def _roles(self, task: Task, whole: Any, parties: Tuple[Party, ...]) -> List[Problem]:
@@ -184,8 +187,26 @@ class _Checker:
                 problems += self._lookup(kind, value.name, f"{located[name][1]}.name", party)
         return problems
 
+    def _budgets(self, task: Task, party: Party) -> List[Problem]:
+        """Tables about which the party's site allows no release."""
+        site = self._site_of(party)
+        if site is None or (task.component, task.stage) not in NEEDS_BUDGET:
+            return []
+        problems: List[Problem] = []
+        sources = [source for one in task.inputs if one.kind == "data" for source in one.sources_of(party)]
+        for source in sources:
+            if source.kind == "data_warehouse" and source.fields.get("name"):
+                try:
+                    site.budget(f"{source.fields.get('namespace')}/{source.fields['name']}")
+                except ExtensionError as error:
+                    problems.append(Problem(f"{source.where} ({party})", error))
+        return problems
+
+    def _site_of(self, party: Party) -> Optional[Site]:
+        return (self.sites or {}).get(party.key) or (self.sites or {}).get("")
+
     def _lookup(self, kind: str, name: str, where: str, party: Party) -> List[Problem]:
-        site = (self.sites or {}).get(party.key) or (self.sites or {}).get("")
+        site = self._site_of(party)
         if site is None:
             return []
         try:

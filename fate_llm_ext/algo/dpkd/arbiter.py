@@ -37,6 +37,7 @@ class Arbiter:
         self._party = party
         self._channel = party.channel
         self.pupil: Optional[Pupil] = None
+        self.mean: Optional[SecureMean] = None
         self.records = Records(np.zeros(0, dtype=np.int32), [])
         if trains_student(party.config, party.role):
             student = load("student", party.site, party.config, party.device, party.channel.heartbeat)
@@ -56,10 +57,10 @@ class Arbiter:
         party, config = self._party, self._party.config
         if party.owners == 1:
             return
-        mean = SecureMean(party.ctx, self._channel)
+        self.mean = SecureMean(party.ctx, self._channel)
         for round in range(config.rounds):
             party.phase("dp_teacher", "averaging the teachers", round)
-            mean.serve(round)
+            self.mean.serve(round)
         if config.control.frequencies == "histogram":
             codes = len(config.control.values)
             total = np.zeros(codes)

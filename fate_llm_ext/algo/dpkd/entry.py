@@ -81,6 +81,7 @@ def _run_arbiter(party: Party, outputs: _Outputs) -> None:
     arbiter.agree()
     arbiter.average()
     arbiter.study()
+    party.log_traffic(arbiter.mean)
     artefacts = [Artefact("student", True, _POST_PROCESSING)] if arbiter.pupil is not None else []
     said = report.statement(party.name, "dpkd", artefacts=artefacts)
     if arbiter.pupil is not None:
@@ -110,6 +111,7 @@ def _run_owner(party: Party, outputs: _Outputs, train_data: Any) -> None:
         owner.send(records)
         if party.role == "guest":
             owner.answer()
+    party.log_traffic(owner.mean)
     said = _statement(party, owner, pupil is not None)
     outputs.texts(records)
     if pupil is not None and trains_student(config, party.role):

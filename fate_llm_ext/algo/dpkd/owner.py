@@ -80,6 +80,7 @@ class Owner:
         party.phase("", "tokenising the private records")
         self.private: List[Item] = items(self.teacher.encode(self.records))
         self.clipping = ""
+        self.mean: Optional[SecureMean] = None
         self._welcome: Optional[Welcome] = None
 
     # -- before the first step -----------------------------------------------------------------------
@@ -110,12 +111,12 @@ class Owner:
             party.phase("dp_teacher", TRAINING)
             party.metrics.log("dp_teacher", 0, "private_loss", trainer.run(self.plan.steps))
             return
-        mean = SecureMean(party.ctx, self._channel)
+        self.mean = SecureMean(party.ctx, self._channel)
         for round, steps in enumerate(split_steps(self.plan.steps, party.config.rounds)):
             party.phase("dp_teacher", TRAINING, round)
             party.metrics.log("dp_teacher", round, "private_loss", trainer.run(steps))
             party.phase("dp_teacher", "averaging the teachers", round)
-            self.teacher.take(mean.average(self.teacher.arrays(), round))
+            self.teacher.take(self.mean.average(self.teacher.arrays(), round))
 
     def trainer(self, model: Model, plan: DPPlan, private: List[Item]) -> DPTrainer:
         """DP-SGD of a model on the private records; signs of life say nothing about them."""

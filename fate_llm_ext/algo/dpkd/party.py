@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from fate_llm_ext.algo.base import Metrics
 from fate_llm_ext.algo.dpkd.checks import looked_up
 from fate_llm_ext.algo.dpkd.config import DPKDConfig
 from fate_llm_ext.algo.dpkd.text import Records, read_records
+from fate_llm_ext.federation.aggregation import SecureMean
 from fate_llm_ext.federation.channel import Channel
 from fate_llm_ext.progress import emit
 from fate_llm_ext.site import Site
@@ -52,6 +53,14 @@ class Party:
         """Say which phase begins."""
         emit("phase", arm=arm, round=round, phase=name)
         self.channel.heartbeat(name)
+
+    def log_traffic(self, mean: Optional[SecureMean]) -> None:
+        """Bytes of all messages of the task, those of the secure aggregation included."""
+        sent, received = self.channel.bytes_sent, self.channel.bytes_received
+        if mean is not None:
+            sent, received = sent + mean.bytes_sent, received + mean.bytes_received
+        self.metrics.log("dp_kd", 0, "bytes_sent", sent)
+        self.metrics.log("dp_kd", 0, "bytes_received", received)
 
     def test(self) -> Records:
         """The test split of the public set; none if the job names no public set or the party judges nothing."""
