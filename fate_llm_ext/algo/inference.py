@@ -10,14 +10,21 @@ import pydantic
 
 from fate_llm_ext.algo.answering import Answerer
 from fate_llm_ext.algo.base import Metrics
+from fate_llm_ext.algo.private import table_name
 from fate_llm_ext.config import EvaluationConfig, Group, ModelConfig, TaskConfig
 from fate_llm_ext.data.datasets import has_split, read_rows, write_jsonl
 from fate_llm_ext.data.templates import Example, get_template
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.loading import load_base, resolve_device
 from fate_llm_ext.models.lora import load_adapter
+from fate_llm_ext.privacy import report
+from fate_llm_ext.privacy.events import DataSet
+from fate_llm_ext.privacy.report import Artefact
 from fate_llm_ext.progress import emit
 from fate_llm_ext.site import current_site
+
+PREDICTIONS = "computed from this party's rows; it stays in this party's outputs"
+METRICS = "computed from this party's rows; they stay in this party's outputs"
 
 
 class InferenceConfig(Group):
@@ -37,16 +44,18 @@ def run_predict(ctx: Any, role: Any, parameters: Dict[str, Any], test_data: Any,
     Writes ``predictions.jsonl``: row number, prediction and, for closed choices, their probabilities. It
     never holds the prompt.
     """
+    party = ctx.federation.local_party[1]
     if role.is_arbiter:
         input_model.get_directory()
+        report.publish(report.statement(f"{role.name} {party}", "predict"))
         emit("done")
         return
     config = InferenceConfig(**parameters)
     answerer, examples = _prepare(ctx, role, config, Path(test_data.get_directory()), input_model)
     folder = Path(output.get_directory())
     write_jsonl(folder / "predictions.jsonl", _predictions(answerer, examples, config.max_new_tokens))
-    party = ctx.federation.local_party[1]
     output.write_metadata({"rows": len(examples)}, name=f"predictions_{role.name}_{party}", namespace="fate_llm_ext")
+    _state(ctx, role, "predict", test_data, len(examples), Artefact("predictions.jsonl", False, PREDICTIONS))
     emit("done")
 
 
@@ -60,7 +69,15 @@ def run_text_evaluation(ctx: Any, role: Any, parameters: Dict[str, Any], test_da
         raise ExtensionError("E332", table=table.name, rows=len(examples))
     gold, choices = answerer.encode_gold(labelled), answerer.encode_choices(labelled)
     Metrics(ctx).results("evaluation", answerer.evaluate(labelled, gold, choices))
+    _state(ctx, role, "text_evaluation", test_data, len(examples), Artefact("metrics", False, METRICS))
     emit("done")
+
+
+def _state(ctx: Any, role: Any, algorithm: str, reader: Any, rows: int, artefact: Artefact) -> None:
+    """Say that nothing leaves this party: what is computed lies in its own outputs, and no message is sent."""
+    party = f"{role.name} {ctx.federation.local_party[1]}"
+    data = DataSet(table_name(reader), "", rows)
+    report.publish(report.statement(party, algorithm, data=data, artefacts=[artefact]))
 
 
 def _prepare(

@@ -40,10 +40,14 @@ def data_set(reader: Any, rows: Sequence[Mapping[str, Any]]) -> DataSet:
         reader: FATE's reader of the data input; it knows namespace and name.
         rows: all of its records, columns as in the file.
     """
+    return DataSet(table_name(reader), fingerprint_records(rows), len(rows))
+
+
+def table_name(reader: Any) -> str:
+    """``<namespace>/<name>`` of a data input; of what another task wrote, the name of its folder."""
     metadata = reader.artifact.metadata
     folder = Path(reader.get_directory()).name
-    table = f"{metadata.namespace or 'unnamed'}/{metadata.name or folder}"
-    return DataSet(table, fingerprint_records(rows), len(rows))
+    return f"{metadata.namespace or 'unnamed'}/{metadata.name or folder}"
 
 
 def job_id(ctx: Any) -> str:
