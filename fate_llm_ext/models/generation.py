@@ -53,7 +53,8 @@ def generate(
         New token ids per prompt, without the end token (int32 [<= max_new_tokens]), in the order of ``prompts``.
 
     Raises:
-        ExtensionError: E664 a prompt is empty; E665 the texts do not fit into the model's context.
+        ExtensionError: E407 the model's logits are no numbers; E664 a prompt is empty; E665 the texts do not fit into
+            the model's context.
     """
     _check(model, prompts, config)
     texts = [np.zeros(0, dtype=np.int32)] * len(prompts)
@@ -110,6 +111,9 @@ class _Writer:
     def write(self, prompts: Sequence[np.ndarray], chance: Tensor) -> List[np.ndarray]:
         """Continuations of a batch [B] of prompts; ``chance`` [B, max_new_tokens] is uniform in [0, 1)."""
         logits, cache, padding, lengths = self._read(prompts)
+        bad = int((~torch.isfinite(logits).all(dim=1)).sum())
+        if bad:
+            raise ExtensionError("E407", bad=bad, total=len(prompts), what="the first tokens to write")
         total = self._config.max_new_tokens
         chance = chance.to(self._device)
         width = int(lengths.max())
@@ -177,14 +181,14 @@ def sample(logits: Tensor, chance: Tensor, config: GenerationConfig) -> Tensor:
     Returns:
         int64 [B].
     """
-    scores = logits.float() / config.temperature
+    scores = logits.float() if config.temperature == 1.0 else logits.float() / config.temperature
     size = scores.shape[1]
     if 0 < config.top_k < size:
         values, ids = scores.topk(config.top_k, dim=1)
         return _pick(values, ids, values.logsumexp(1), chance, config.top_p)
     total = scores.logsumexp(1)
     if config.top_p >= 1.0:
-        return _draw(torch.softmax(scores.double(), dim=1), chance)
+        return _draw(torch.softmax(scores, dim=1), chance)
     values, ids = scores.topk(min(_CANDIDATES, size), dim=1)
     if bool((values.logsumexp(1) - total).exp().min() < config.top_p):  # a flat distribution: look at all
         values, ids = scores.sort(dim=1, descending=True)
@@ -193,17 +197,17 @@ def sample(logits: Tensor, chance: Tensor, config: GenerationConfig) -> Tensor:
 
 def _pick(values: Tensor, ids: Tensor, total: Tensor, chance: Tensor, top_p: float) -> Tensor:
     """Draw from the nucleus of descending scores [B, K] with log mass ``total`` [B]."""
-    probs = (values - total[:, None]).double().exp()
+    probs = (values - total[:, None]).exp()
     if top_p < 1.0:
-        before = probs.cumsum(1) - probs
+        before = probs.cumsum(1, dtype=torch.float64) - probs
         probs = torch.where(before < top_p, probs, 0.0)  # the first one always stays
     return ids.gather(1, _draw(probs, chance)[:, None])[:, 0]
 
 
 def _draw(probs: Tensor, chance: Tensor) -> Tensor:
     """Index of each row's draw; ``probs`` [B, K] need not sum to 1."""
-    cumulated = probs.cumsum(1)
-    draw = torch.searchsorted(cumulated, (chance * cumulated[:, -1])[:, None], right=True)
-    # rounding may lead behind the last token with any probability
-    last = (probs > 0).long().mul(torch.arange(1, probs.shape[1] + 1, device=probs.device)).argmax(1, keepdim=True)
-    return torch.minimum(draw, last)[:, 0]
+    cumulated = probs.cumsum(1, dtype=torch.float64)
+    total = cumulated[:, -1]
+    # below the total, even if the product is rounded up: behind it is nothing to draw
+    reached = torch.minimum(chance * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulated, reached[:, None], right=True)[:, 0]

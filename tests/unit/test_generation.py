@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -238,3 +239,11 @@ def test_the_context_is_used_to_its_last_position(arch: str) -> None:
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(ExtensionError, match="E664 Prompt 8 of 9 has no token"):
         generate(model_of("gpt2"), TOKENIZER, [*prompts(), np.zeros(0, np.int32)], settings(), seed=0)
+
+
+def test_a_model_that_has_diverged() -> None:
+    model = copy.deepcopy(model_of("gpt2"))
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(ExtensionError, match="E407 8 of 8 scores of the first tokens to write are NaN"):
+        generate(model, TOKENIZER, prompts(), settings(), seed=0)
