@@ -57,7 +57,13 @@ def epsilon(mechanisms: Sequence[Mechanism], delta: float, accountant: Accountan
     composition = compose(mechanisms)
     if composition is None:
         return math.inf
-    return 0.0 if composition.empty else _epsilon(composition, float(delta), accountant)
+    if composition.empty:
+        return 0.0
+    try:
+        return _epsilon(composition, float(delta), accountant)
+    except ImportError as error:
+        package = "dp-accounting" if (error.name or "").startswith("dp_accounting") else "opacus"
+        raise ExtensionError("E604", accountant=accountant, package=package, reason=error) from error
 
 
 def compose(mechanisms: Sequence[Mechanism]) -> Composition | None:
@@ -93,20 +99,28 @@ def compose(mechanisms: Sequence[Mechanism]) -> Composition | None:
 
 @functools.lru_cache(maxsize=4096)
 def _epsilon(composition: Composition, delta: float, accountant: Accountant) -> float:
-    if atoms(composition) > MAX_ATOMS:  # many unlike pure mechanisms: their ε as if all were one
-        total = math.fsum(one * count for one, count in composition.pure)
-        composition = Composition(composition.subsampled, composition.mu, ((total, 1),))
-        logger.warning("%d unlike pure mechanisms: their ε are added up", len(composition.pure))
-    limit = _with_package(accountant, lambda: rdp_epsilon(composition, delta))
-    if not (composition.subsampled or composition.mu):
+    if atoms(composition) > MAX_ATOMS:
+        return min(_epsilon(coarser, delta, accountant) for coarser in _coarser(composition))
+    limit = rdp_epsilon(composition, delta)
+    gaussian = bool(composition.subsampled or composition.mu)
+    if not gaussian:
         limit = min(limit, math.fsum(one * count for one, count in composition.pure))
     if accountant == "rdp" or not math.isfinite(limit):
         return limit
+    if not gaussian:
+        return min(limit, pure_epsilon(composition.pure, delta))
     if not composition.subsampled and not composition.pure:
         return min(limit, gaussian_epsilon(composition.mu, delta))
-    if not composition.subsampled and not composition.mu:
-        return min(limit, pure_epsilon(composition.pure, delta))
     return min(limit, _numerical(composition, delta, accountant, limit))
+
+
+def _coarser(composition: Composition) -> List[Composition]:
+    """Ways to bound many unlike pure mechanisms: by one with the sum of their ε, or all by the largest ε."""
+    total = math.fsum(one * count for one, count in composition.pure)
+    count = sum(count for _, count in composition.pure)
+    ways = [((total, 1),)] + ([((composition.pure[-1][0], count),)] if count < MAX_ATOMS else [])
+    logger.info("%d pure mechanisms with %d different ε: bounded from above", count, len(composition.pure))
+    return [Composition(composition.subsampled, composition.mu, way) for way in ways]
 
 
 def _numerical(composition: Composition, delta: float, accountant: Accountant, limit: float) -> float:
@@ -114,8 +128,8 @@ def _numerical(composition: Composition, delta: float, accountant: Accountant, l
     compute = prv_epsilon if accountant == "prv" else pld_epsilon
     error = _precision(limit)
     try:
-        result = _with_package(accountant, lambda: compute(composition, delta, error))
-        if error > 2 * _precision(result):  # the limit was far off, so was the precision derived from it
+        result = compute(composition, delta, error)
+        if error > 1.2 * _precision(result):  # the limit was far off, so was the precision derived from it
             result = compute(composition, delta, _precision(result))
     except (ArithmeticError, MemoryError) as failure:
         logger.warning("%s cannot compose at δ = %g (%s): Rényi DP's looser bound counts", accountant, delta, failure)
@@ -166,7 +180,7 @@ def noise_multiplier(
         high = min(2 * high, MOST_NOISE)
     if accountant == "rdp":
         return _bisect(lambda sigma: spend(sigma) <= target_epsilon, high / 1.02, high, TOLERANCE)
-    return _secant(spend, target_epsilon, high)
+    return _root(spend, target_epsilon, high)
 
 
 def _bisect(enough: Callable[[float], bool], low: float, high: float, tolerance: float) -> float:
@@ -177,38 +191,22 @@ def _bisect(enough: Callable[[float], bool], low: float, high: float, tolerance:
     return high
 
 
-def _secant(spend: Callable[[float], float], target: float, high: float) -> float:
-    """As :func:`_bisect` from a good first guess, with few of the dear evaluations: log ε over log σ is smooth."""
-    low, factor = high, 1.15
-    at_low = at_high = spend(high)
-    while at_low <= target:
+def _root(spend: Callable[[float], float], target: float, high: float) -> float:
+    """As :func:`_bisect` below ``high``, with few of the dear evaluations: log ε over log σ is nearly straight."""
+    from scipy.optimize import brentq
+
+    def excess(log_sigma: float) -> float:
+        return math.log(max(spend(math.exp(log_sigma)), 1e-9) / target)
+
+    low = high / 1.2
+    while spend(low) <= target:
         if low <= LEAST_NOISE:
             return LEAST_NOISE
-        high, at_high = low, at_low
-        low = max(LEAST_NOISE, low / factor)
-        at_low, factor = spend(low), factor * 1.3
-    for _ in range(60):
-        if high <= low * (1 + TOLERANCE):
-            break
-        guess = math.sqrt(low * high)
-        if at_high > 0 and math.isfinite(at_low) and at_low > at_high:
-            share = math.log(at_low / target) / math.log(at_low / at_high)
-            # A little beyond the crossing, on the safe side first: the next step then closes the bracket from below.
-            guess = low * (high / low) ** share * (1 + TOLERANCE / 3)
-            if not low * (1 + TOLERANCE / 3) < guess < high:
-                guess = max(low * (1 + TOLERANCE / 2), high / (1 + TOLERANCE * 0.9))
-        at_guess = spend(guess)
-        if at_guess <= target:
-            high, at_high = guess, at_guess
-            closer = guess / (1 + TOLERANCE * 0.9)
-            if closer > low:
-                at_closer = spend(closer)
-                if at_closer > target:
-                    return guess
-                high, at_high = closer, at_closer
-        else:
-            low, at_low = guess, at_guess
-    return high
+        low, high = max(low / 1.5, LEAST_NOISE), low
+    sigma = math.exp(brentq(excess, math.log(low), math.log(high), xtol=TOLERANCE / 4))
+    while sigma < high and spend(sigma) > target:
+        sigma *= 1 + TOLERANCE / 4
+    return min(sigma, high)
 
 
 def default_delta(records: int) -> float:
@@ -224,7 +222,8 @@ def check_delta(delta: float, records: int) -> None:
         ExtensionError: E607 if δ >= 1 / N, E603 if it is no probability.
     """
     _check_range("delta", delta, 0.0, 1.0)
-    if delta * records >= 1:
+    _check_range("records", records, 1, math.inf, closed=True)
+    if delta >= 1 / records:
         raise ExtensionError(
             "E607",
             delta=f"{delta:g}",
@@ -246,10 +245,3 @@ def _check_range(name: str, got: float, low: float, high: float, closed: bool = 
         raise ExtensionError(
             "E603", name=name, got=got, between="from" if closed else "strictly between", low=low, high=high
         )
-
-
-def _with_package(accountant: Accountant, compute: Callable[[], float]) -> float:
-    try:
-        return compute()
-    except ImportError as error:
-        raise ExtensionError("E604", accountant=accountant, package=PACKAGES[accountant], reason=error) from error

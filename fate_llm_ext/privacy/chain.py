@@ -61,7 +61,8 @@ class Chain:
 
     def report(self, code: str, **facts: Any) -> None:
         """Add a problem of this file."""
-        self.problems.append(Problem(f"{self.name}.jsonl", ExtensionError(code, **facts)))
+        where = self.name if self.name == HEADS else f"{self.name}.jsonl"
+        self.problems.append(Problem(where, ExtensionError(code, **facts)))
 
 
 def digest(line: Mapping[str, Any]) -> str:
