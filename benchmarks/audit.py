@@ -1,0 +1,369 @@
+"""What audits of DP training find: planted faults, text canaries, canaries in synthetic text.
+
+    python benchmarks/audit.py [--seeds 5] [--text-seeds 1]
+
+Prints the tables of docs/privacy_audit.md; the last line is one JSON object. The text part reads AG News at
+../shared/assets. The faults are planted into the real trainer, one method each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Optional
+
+import numpy as np
+import torch
+import transformers
+from common import ROOT, finish, versions
+
+from fate_llm_ext.algo.dpkd.config import ControlConfig
+from fate_llm_ext.algo.dpkd.synthesis import code_counts, synthesise
+from fate_llm_ext.algo.dpkd.text import Records, encode_records, items
+from fate_llm_ext.config import GenerationConfig, PrivacyConfig, TrainConfig
+from fate_llm_ext.models.scoring import Scorer
+from fate_llm_ext.models.tiny import TinyConfig, build_model, train_lm
+from fate_llm_ext.models.tiny_tokenizer import train_tokenizer
+from fate_llm_ext.privacy.audit import lower_bound
+from fate_llm_ext.privacy.audit_gradients import GradientAudit, audit_sampling, audit_training
+from fate_llm_ext.privacy.audit_text import (
+    TextCanaries,
+    chance_exposure,
+    exposure,
+    insert_canaries,
+    random_texts,
+    synthetic_text_scores,
+    vocabulary_words,
+)
+from fate_llm_ext.privacy.dp_training import DPPlan, DPTrainer, plan_training
+from fate_llm_ext.privacy.sampling import Randomness
+from fate_llm_ext.training.trainer import train_items
+
+# Claimed ε 1.28 at δ 1e-5 for canaries that each step takes with probability 1/4.
+PLAN = DPPlan(
+    records=0,
+    sampling_rate=0.25,
+    steps=32,
+    noise_multiplier=4.5,
+    max_grad_norm=1.0,
+    delta=1e-5,
+    epsilon=1.28,
+    accountant="prv",
+)
+GRADIENT_CANARIES = 2000
+AG_NEWS = ROOT.parent / "shared" / "assets" / "data" / "ag_news" / "sample5000.csv"
+TOPICS = ["World", "Sports", "Business", "Technology"]
+CONTROL = ControlConfig(code="{{ label }}", values=TOPICS, max_length=64)
+
+
+class NoiseOff(DPTrainer):
+    """Fault: no noise."""
+
+    def _add_noise(self) -> None:
+        pass
+
+
+class QuarterNoise(DPTrainer):
+    """Fault: a quarter of the noise."""
+
+    def _add_noise(self) -> None:
+        claimed = self.plan
+        self.plan = replace(claimed, noise_multiplier=claimed.noise_multiplier / 4)
+        super()._add_noise()
+        self.plan = claimed
+
+
+class NoiseReused(DPTrainer):
+    """Fault: the noise is drawn once and added in every step."""
+
+    _first: Any = None
+
+    def _add_noise(self) -> None:
+        self._first = self._first or self.randomness.state_dict()
+        sampling = self.randomness.state_dict()["sampling"]
+        self.randomness.load_state_dict({**self._first, "sampling": sampling})
+        super()._add_noise()
+
+
+class ClippingOff(DPTrainer):
+    """Fault: gradients of any size."""
+
+    def __init__(self, model: Any, records: Any, plan: DPPlan, config: PrivacyConfig, **options: Any) -> None:
+        super().__init__(model, records, replace(plan, max_grad_norm=1e12), config, **options)
+        self.plan = plan
+
+
+class Shuffled(DPTrainer):
+    """Fault: fixed batches of a shuffled epoch, as common data loaders make them, accounted as Poisson samples."""
+
+    _order: Any = None
+
+    def _sample(self) -> np.ndarray:
+        size = round(self.plan.expected_batch_size)
+        if self._order is None or len(self._order) < size:
+            self._order = self.randomness.sampling.permutation(self.plan.records)
+        taken, self._order = self._order[:size], self._order[size:]
+        return taken
+
+
+FAULTS = {
+    "correct code": DPTrainer,
+    "noise off": NoiseOff,
+    "noise at a quarter": QuarterNoise,
+    "clipping off": ClippingOff,
+    "noise drawn once": NoiseReused,
+}
+
+
+def small_model() -> Any:
+    """A GPT-2 of 4,000 weights: what is audited is the training, not the model."""
+    torch.manual_seed(0)
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    shape = {"vocab_size": 48, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=1, eos_token_id=2, **shape, **dropout))
+
+
+def gradient_audit(
+    trainer: type[DPTrainer],
+    seed: int,
+    per_sample: str = "hooks",
+    plan: DPPlan = PLAN,
+    canaries: int = GRADIENT_CANARIES,
+    model: Any = None,
+) -> GradientAudit:
+    """One audited training; its random numbers follow from the seed."""
+    return audit_training(
+        model or small_model(),
+        [],
+        plan,
+        PrivacyConfig(epsilon=plan.epsilon, physical_batch_size=64, per_sample=per_sample),
+        pad_id=0,
+        coins=np.random.default_rng([1, seed]),
+        canaries=canaries,
+        randomness=Randomness.seeded(seed),
+        trainer=trainer,
+    )
+
+
+def sampling_audit(trainer: type[DPTrainer], seed: int) -> float:
+    """p-value of Poisson sampling; 500 records, 64 steps, q 1/8."""
+    return audit_sampling(
+        small_model(),
+        replace(PLAN, records=500, sampling_rate=0.125, steps=64),
+        PrivacyConfig(epsilon=1.0, physical_batch_size=64, per_sample="hooks"),
+        pad_id=0,
+        coins=np.random.default_rng([2, seed]),
+        randomness=Randomness.seeded(seed),
+        trainer=trainer,
+    )
+
+
+@dataclass
+class TextWorld:
+    """A base model trained on public news, and private news."""
+
+    tokenizer: Any
+    state: dict[str, torch.Tensor]
+    texts: list[str]
+    codes: np.ndarray
+    heldout: Records
+    words: list[str]
+
+    def model(self) -> Any:
+        """The base model, fresh."""
+        model = build_model(_tiny(), self.tokenizer)
+        model.load_state_dict(self.state)
+        return model
+
+
+def _tiny() -> TinyConfig:
+    return TinyConfig(hidden=64, layers=2, context=96, steps=400, seed=0)
+
+
+def text_world(private: int = 1500) -> TextWorld:
+    """2,500 rows of AG News are public and make tokenizer and base model, the next are private, the last held out."""
+    with AG_NEWS.open(encoding="utf-8", newline="") as file:
+        rows = [(text, int(label)) for text, label in csv.reader(file) if label.isdigit()]
+    public = [f"{TOPICS[label]}\n\n{text}" for text, label in rows[:2500]]
+    tokenizer = train_tokenizer(public, 2000)
+    model = build_model(_tiny(), tokenizer)
+    train_lm(model, tokenizer, public, _tiny())
+    kept, heldout = _records(rows[2500 : 2500 + private]), _records(rows[-300:])
+    words = vocabulary_words(tokenizer)
+    return TextWorld(tokenizer, model.state_dict(), kept.texts, kept.codes, heldout, words)
+
+
+def _records(rows: list[tuple[str, int]]) -> Records:
+    return Records(np.array([label for _, label in rows], dtype=np.int32), [text for text, _ in rows])
+
+
+@dataclass
+class TextAudit:
+    """What canaries of one number of repeats show, and how well the model writes news (``perplexity``)."""
+
+    repeats: int
+    perplexity: float
+    exposure: float
+    bound_model: float
+    bound_texts: float
+    run_in: float
+    run_out: float
+    longest: int
+
+
+GROUPS = {1: 400, 4: 80, 16: 40}  # repeats -> canaries, of which half join
+EPOCHS = 10
+
+
+def text_audit(world: TextWorld, epsilon: Optional[float], seed: int, samples: int = 2000) -> list[TextAudit]:
+    """Insert canaries, train, look at likelihoods and at ``samples`` synthetic texts; ε None is non-private."""
+    coins = np.random.default_rng([3, seed])
+    texts, codes, groups = list(world.texts), world.codes, []
+    for repeats, canaries in GROUPS.items():
+        settings = {"canaries": canaries, "repeats": repeats, "values": len(TOPICS)}
+        texts, codes, group = insert_canaries(texts, codes, words=world.words, coins=coins, **settings)
+        groups.append(group)
+    fresh = random_texts(world.words, 1000, 8, coins)
+    fresh_codes = coins.integers(len(TOPICS), size=1000).astype(np.int32)
+    model = world.model()
+    before = [_nll(model, world, group.texts, group.codes) for group in groups]
+    _train(model, world, Records(codes, texts), epsilon, seed)
+    candidates = _nll(model, world, fresh, fresh_codes)
+    sampling = GenerationConfig(max_new_tokens=40, top_k=0, top_p=1.0)
+    counts = code_counts(samples, None, len(TOPICS))
+    synthetic, _ = synthesise(model, world.tokenizer, CONTROL, counts, sampling, seed=seed)
+    quality = perplexity(model, world)
+    return [
+        _text_result(group, quality, old, _nll(model, world, group.texts, group.codes), candidates, synthetic.texts)
+        for group, old in zip(groups, before)
+    ]
+
+
+def _text_result(
+    group: TextCanaries,
+    quality: float,
+    before: np.ndarray,
+    after: np.ndarray,
+    candidates: np.ndarray,
+    synthetic: list[str],
+) -> TextAudit:
+    joined = group.included
+    seen = synthetic_text_scores(group.texts, synthetic)
+    runs = np.floor(seen[0])
+    return TextAudit(
+        group.repeats,
+        quality,
+        float(exposure(after[joined], candidates).mean()),
+        lower_bound(before - after, joined, 1e-5).epsilon_lower,
+        lower_bound(seen, joined, 1e-5).epsilon_lower,
+        float(runs[joined].mean()),
+        float(runs[~joined].mean()),
+        int(runs[joined].max()),
+    )
+
+
+def perplexity(model: Any, world: TextWorld) -> float:
+    """Of held-out news, per token."""
+    encoded = encode_records(world.tokenizer, world.heldout, CONTROL)
+    total = _nll(model, world, world.heldout.texts, world.heldout.codes).sum()
+    return float(np.exp(total / sum(len(one.places) for one in encoded)))
+
+
+def _nll(model: Any, world: TextWorld, texts: list[str], codes: np.ndarray) -> np.ndarray:
+    encoded = encode_records(world.tokenizer, Records(codes, texts), CONTROL)
+    scorer = Scorer(model, world.tokenizer.pad_token_id, 64)
+    return scorer.answers([one.ids for one in encoded], [one.places for one in encoded]).nll
+
+
+def _train(model: Any, world: TextWorld, records: Records, epsilon: Optional[float], seed: int) -> None:
+    training = items(encode_records(world.tokenizer, records, CONTROL))
+    pad = world.tokenizer.pad_token_id
+    if epsilon is None:
+        settings = TrainConfig(learning_rate=2e-3, batch_size=16, warmup_ratio=0.05)
+        train_items(model, training, settings, epochs=EPOCHS, seed=seed, pad_id=pad, phase="training")
+        return
+    config = PrivacyConfig(
+        epsilon=epsilon,
+        batch_size=256,
+        epochs=EPOCHS,
+        learning_rate=2e-3,
+        physical_batch_size=64,
+        per_sample="ghost",
+    )
+    plan = plan_training(config, len(training))
+    noise = Randomness.seeded(seed)
+    DPTrainer(model, training, plan, config, pad_id=pad, phase="training", randomness=noise).run(plan.steps)
+
+
+def report_gradients(seeds: int) -> dict[str, Any]:
+    """Print the table of planted faults."""
+    figures: dict[str, Any] = {}
+    print("\n| training | claimed ε | lower bound (least .. most) | claim refuted |\n|---|---|---|---|")
+    for name, trainer in FAULTS.items():
+        audits = [gradient_audit(trainer, seed) for seed in range(seeds)]
+        bounds = [audit.result.epsilon_lower for audit in audits]
+        caught = sum(audit.caught for audit in audits)
+        claimed = audits[0].claimed
+        print(f"| {name} | {claimed:.2f} | {min(bounds):.2f} .. {max(bounds):.2f} | {caught} of {seeds} |")
+        key = name.replace(" ", "_")
+        figures |= {f"{key}_least_bound": round(min(bounds), 2), f"{key}_most_bound": round(max(bounds), 2)}
+        figures[f"{key}_refuted"] = caught
+    figures["claimed_epsilon"] = round(claimed, 3)
+    print("\n| sampler | p-value (least .. most) | refuted at 0.001 |\n|---|---|---|")
+    for name, trainer in (("Poisson (correct code)", DPTrainer), ("shuffled", Shuffled)):
+        values = [sampling_audit(trainer, seed) for seed in range(seeds)]
+        caught = sum(value < 1e-3 for value in values)
+        print(f"| {name} | {min(values):.2g} .. {max(values):.2g} | {caught} of {seeds} |")
+        figures[f"sampler_{name.split()[0].lower()}_refuted"] = caught
+    return figures
+
+
+def report_text(seeds: int) -> dict[str, Any]:
+    """Print the table of text canaries."""
+    figures: dict[str, Any] = {}
+    world = text_world()
+    print(
+        "\n| training | perplexity | repeats | exposure in bits | bound from the model "
+        "| run of words in synthetic texts: in / out | longest | bound from the texts |\n" + "|---" * 8 + "|"
+    )
+    for name, epsilon in (("not private", None), ("ε 8", 8.0), ("ε 2", 2.0)):
+        found = [text_audit(world, epsilon, seed) for seed in range(seeds)]
+        for number, repeats in enumerate(GROUPS):
+            one = [audits[number] for audits in found]
+            bits = float(np.mean([a.exposure for a in one]))
+            models, texts = (max(getattr(a, what) for a in one) for what in ("bound_model", "bound_texts"))
+            runs = " / ".join(f"{np.mean([getattr(a, what) for a in one]):.2f}" for what in ("run_in", "run_out"))
+            longest = max(a.longest for a in one)
+            quality = float(np.mean([a.perplexity for a in one]))
+            print(
+                f"| {name} | {quality:.0f} | {repeats} | {bits:.1f} | {models:.2f} | {runs} | {longest} | {texts:.2f} |"
+            )
+            key = f"{'plain' if epsilon is None else f'epsilon_{epsilon:g}'}_{repeats}"
+            figures |= {f"{key}_exposure": round(bits, 2), f"{key}_bound_model": round(models, 2)}
+            figures |= {f"{key}_bound_texts": round(texts, 2), f"{key}_longest_run": longest}
+        figures[f"{key.rsplit('_', 1)[0]}_perplexity"] = round(quality, 1)
+    figures["base_perplexity"] = round(perplexity(world.model(), world), 1)
+    print(f"\nExposure of texts never trained on: {chance_exposure(1000):.2f} bits; the most possible: 10.0 bits.")
+    print(f"Perplexity of the base model: {figures['base_perplexity']:.0f}.")
+    return figures
+
+
+def main() -> None:
+    """Measure and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5, help="of the planted faults")
+    parser.add_argument("--text-seeds", type=int, default=1, help="of the text canaries; 0 leaves them out")
+    options = parser.parse_args()
+    began = time.process_time()
+    figures = report_gradients(options.seeds)
+    if options.text_seeds:
+        figures |= report_text(options.text_seeds)
+    figures["cpu_seconds"] = round(time.process_time() - began)
+    print()
+    finish("audit", figures, **versions("torch", "transformers", "opacus"))
+
+
+if __name__ == "__main__":
+    main()
