@@ -7,6 +7,7 @@ masks one record more would change what the others contribute.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Union
@@ -93,3 +94,59 @@ def _torch(source: np.random.Generator, device: torch.device) -> torch.Generator
 def poisson_sample(generator: np.random.Generator, records: int, sampling_rate: float) -> np.ndarray:
     """One step's records: each is taken with probability q, independently of all others (int64 [B], B may be 0)."""
     return np.flatnonzero(generator.random(records) < sampling_rate)
+
+
+def poisson_p_value(inclusions: np.ndarray, sampling_rate: float) -> float:
+    """Whether steps took their records by Poisson sampling with probability q: p-value of that hypothesis.
+
+    The smallest of five two-sided p-values, times five (Bonferroni): how many inclusions there are at all, how much
+    the records' counts vary, how much the steps' sizes vary (all records' covariances within a step together), and
+    the covariances of a record with itself some steps later, and of a record with its neighbours in the table.
+    Passing over a shuffled table in batches makes sizes and counts too even.
+
+    Args:
+        inclusions: bool [T, N], whether step t took record i.
+        sampling_rate: q.
+
+    Returns:
+        Near 0 if it was something else.
+    """
+    from scipy import stats
+
+    q = sampling_rate
+    taken = np.asarray(inclusions, dtype=np.float64)
+    steps, records = taken.shape
+    if not 0.0 < q < 1.0:
+        return float(np.all(taken == q))
+    centred = (taken - q) / math.sqrt(q * (1.0 - q))
+    z_values = [
+        centred.sum() / math.sqrt(steps * records),
+        _lagged(centred, min(steps - 1, math.ceil(2.0 / q), 64)),
+        _lagged(centred.T, min(records - 1, 64)),
+    ]
+    p_values = [2.0 * float(stats.norm.sf(abs(z))) for z in z_values]
+    p_values += [_spread(centred.sum(0), steps, q), _spread(centred.sum(1), records, q)]
+    return min(1.0, len(p_values) * min(p_values))
+
+
+def _lagged(centred: np.ndarray, lags: int) -> float:
+    """Mean product of numbers that are 1 to ``lags`` rows apart, over its standard deviation."""
+    if lags < 1:
+        return 0.0
+    total, count = 0.0, 0
+    for lag in range(1, lags + 1):
+        total += float((centred[lag:] * centred[:-lag]).sum())
+        count += centred[lag:].size
+    return total / math.sqrt(count)
+
+
+def _spread(sums: np.ndarray, trials: int, q: float) -> float:
+    """Two-sided p-value of the sums' variance; each sum is one of ``trials`` standardised Bernoulli(q)."""
+    from scipy import stats
+
+    statistic = float((sums**2 / trials).sum())
+    # A squared standardised binomial has mean 1 and this variance; a sum of them is nearly a scaled chi-square.
+    variance = 2.0 + (1.0 - 6.0 * q * (1.0 - q)) / (trials * q * (1.0 - q))
+    scale, freedom = variance / 2.0, 2.0 * len(sums) / variance
+    lower = float(stats.chi2.cdf(statistic / scale, freedom))
+    return 2.0 * min(lower, float(stats.chi2.sf(statistic / scale, freedom)))
