@@ -79,12 +79,12 @@ def test_bad_rows_are_counted_and_not_shown(tmp_path: Path, bad: dict[str, Any],
 
 def test_a_code_that_comes_out_empty(tmp_path: Path) -> None:
     path = table(tmp_path, [{"label": "World", "text": "x"}, {"text": SECRET}])
-    with pytest.raises(ExtensionError, match="E661 .*: 1 of 2 rows have no code .row 2 first; columns: label, text"):
+    with pytest.raises(ExtensionError, match=r"E661 .*: 1 of 2 rows have no code .row 2 first; columns: label, text"):
         read_records(path, "train", control(code="{{ label | default('') }}"))
 
 
 def test_codes_that_differ_in_spaces_only(tmp_path: Path) -> None:
-    with pytest.raises(ExtensionError, match="E663 The control codes 1 and 3 of 4 differ in spaces only"):
+    with pytest.raises(ExtensionError, match=r"E663 The control codes 1 and 3 of 4 differ in spaces only"):
         read_records(table(tmp_path, [{"label": "a", "text": "b"}]), "train", control(values=["a", "b", "c", " b"]))
 
 
@@ -126,7 +126,7 @@ def test_a_prompt_must_leave_room(tokenizer: Any) -> None:
     settings = control(max_length=40)
     tokens = max(map(len, encode_prompts(tokenizer, settings)))
     encode_prompts(tokenizer, settings, 40 - tokens)
-    with pytest.raises(ExtensionError, match=f"E662 .* takes {tokens} tokens; with at least {41 - tokens} of text"):
+    with pytest.raises(ExtensionError, match=rf"E662 .* takes {tokens} tokens; with at least {41 - tokens} of text"):
         encode_prompts(tokenizer, settings, 41 - tokens)
 
 
@@ -179,5 +179,5 @@ def test_sampled_texts_carry_their_codes(tokenizer: Any) -> None:
     again, _ = synthesise(model, tokenizer, settings, counts, config, seed=1)
     other, _ = synthesise(model, tokenizer, settings, counts, config, seed=2)
     assert again.texts == records.texts != other.texts
-    with pytest.raises(ExtensionError, match="E662"):
+    with pytest.raises(ExtensionError, match=r"E662"):
         synthesise(model, tokenizer, control(max_length=16), counts, config, seed=1)

@@ -230,14 +230,14 @@ def test_progress_and_nothing_to_do() -> None:
 @pytest.mark.parametrize("arch", ["gpt2", "opt"])
 def test_the_context_is_used_to_its_last_position(arch: str) -> None:
     model, prompt = model_of(arch), np.full(14, 5, dtype=np.int32)
-    with pytest.raises(ExtensionError, match="E665 A prompt of 14 tokens and a text of 20 .* positions for 32"):
+    with pytest.raises(ExtensionError, match=r"E665 A prompt of 14 tokens and a text of 20 .* positions for 32"):
         generate(model, TOKENIZER, [prompt], settings(max_new_tokens=20), seed=0)
     texts = generate(model, TOKENIZER, [prompt] * 200, settings(max_new_tokens=19, temperature=30.0), seed=0)
     assert max(map(len, texts)) == 19
 
 
 def test_an_empty_prompt_is_refused() -> None:
-    with pytest.raises(ExtensionError, match="E664 Prompt 8 of 9 has no token"):
+    with pytest.raises(ExtensionError, match=r"E664 Prompt 8 of 9 has no token"):
         generate(model_of("gpt2"), TOKENIZER, [*prompts(), np.zeros(0, np.int32)], settings(), seed=0)
 
 
