@@ -1,17 +1,19 @@
 """What a party may say about privacy after a job: one statement, as JSON and for people.
 
 A statement is made from what was charged to the ledger, never from what was asked for. It goes into the
-party's events (type ``privacy``), from there into the page of the run, and into the model cards. It holds
+party's events (type ``privacy``), from there into the page of the run, and beside the models. It holds
 counts and parameters only: neither rows nor the data set's fingerprint, which would tell whoever knows all
 records but one whether that one is there.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Protocol, Sequence, Union
 
 from fate_llm_ext import __version__
@@ -175,6 +177,12 @@ def publish(statement: Mapping[str, Any]) -> None:
     """Put the statement into the party's events, and its headline into the log."""
     logger.info("privacy: %s", headline(statement))
     emit(EVENT, **statement)
+
+
+def save(statement: Mapping[str, Any], folder: Path) -> None:
+    """Write ``privacy.json`` beside a model and its card."""
+    text = json.dumps(statement, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / "privacy.json").write_text(text + "\n", encoding="utf-8")
 
 
 # -- for people -----------------------------------------------------------------------------------

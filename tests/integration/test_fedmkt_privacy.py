@@ -54,7 +54,10 @@ def test_a_table_without_a_budget_is_recorded_and_stated(job: JobFiles, world: P
     (said,) = [e for e in events(job, "arbiter_9998") if e["type"] == "privacy"]
     assert said["data"] is None
     for party in KEYS:
-        card = (job.directory() / "fedmkt_0" / party / "model" / "output_model" / "README.md").read_text()
+        folder = job.directory() / "fedmkt_0" / party / "model" / "output_model"
+        (said,) = [e for e in events(job, party) if e["type"] == "privacy"]
+        assert json.loads((folder / "privacy.json").read_text()).items() <= said.items()
+        card = (folder / "README.md").read_text()
         assert "## Privacy" in card
         assert "ε = ∞" in card
     page = (job.directory() / "report.html").read_text()

@@ -136,3 +136,9 @@ def test_it_is_published_as_an_event_and_one_line_of_the_log(tmp_path, monkeypat
     assert event["type"] == "privacy"
     assert {name: event[name] for name in made} == json.loads(json.dumps(made))
     assert [record.getMessage() for record in caplog.records] == [f"privacy: {report.headline(made)}"]
+
+
+def test_it_lies_beside_the_model(tmp_path):
+    made = dp_statement()
+    report.save(made, tmp_path)
+    assert json.loads((tmp_path / "privacy.json").read_text()) == json.loads(json.dumps(made))

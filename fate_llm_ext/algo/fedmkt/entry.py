@@ -53,6 +53,7 @@ def run_train(ctx: Any, role: Any, parameters: Dict[str, Any], train_data: Any, 
             task.client(train_data)
         folder = Path(output_model.get_directory())
         task.learner.save(folder, _model_card(config, role.name, task.statement))
+        report.save(task.statement, folder)
         output_model.write_metadata({"algorithm": "fedmkt", "version": __version__, "base_model": config.model.name})
 
 
