@@ -42,7 +42,7 @@ class Entry:
     Attributes:
         sequence: its place in the file of its data set.
         time: UTC, ISO 8601.
-        data: what was it about.
+        data: what it is about.
         release: what was released.
         resumes: hash of the entry that has paid for it already, of the same release before an interruption.
         hash: of this entry.
@@ -196,7 +196,11 @@ class Ledger:
         """
         found = self._read()
         problems = [problem for chain in found for problem in chain.problems + _unknown(chain, found)]
-        torn = [Problem(f"{c.name}.jsonl", ExtensionError("E615", bytes=len(c.torn))) for c in found if c.torn]
+        torn = [
+            Problem(f"{chain.name}.jsonl", ExtensionError("E615", bytes=len(chain.torn)))
+            for chain in found
+            if chain.torn and not chain.problems
+        ]
         return problems + torn
 
     def _read(self) -> List[Chain]:

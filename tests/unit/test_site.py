@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.privacy.events import Budget
 from fate_llm_ext.site import ROOT_VARIABLE, SITE_FILE_VARIABLE, Site, current_site, load_sites
 
 
@@ -108,3 +109,41 @@ def test_a_party_without_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     text = error_of("E114", lambda: current_site("host", "10000"))
     assert "host_10000" in text
     assert "guest_9999" in text
+
+
+def test_budgets(tmp_path: Path) -> None:
+    budgets = {"llm/news": {"epsilon": 8, "delta": 1.0e-6}, "llm/open": {"epsilon": float("inf"), "delta": 1e-5}}
+    site = load_sites(write(tmp_path, {"budgets": budgets, "state": "kept"}))[""]
+    assert site.budget("llm/news") == site.budget_if_any("llm/news") == Budget(epsilon=8.0, delta=1e-6)
+    assert site.budget("llm/open").epsilon == float("inf")
+    assert site.ledger() == tmp_path / "kept" / "ledger"
+    assert site.budget_if_any("llm/mail") is None
+    text = error_of("E616", lambda: site.budget("llm/mail"))
+    assert "llm/mail" in text
+    assert "llm/news, llm/open" in text
+    assert "`budgets: {llm/mail: {epsilon: <ε>, delta: <δ>}}`" in text
+    assert "nothing" in error_of("E616", lambda: Site().budget("llm/mail"))
+
+
+def test_all_problems_of_budgets_at_once(tmp_path: Path) -> None:
+    budgets = {
+        "a/1": {"epsilon": 0, "delta": 1e-6},
+        "a/2": {"epsilon": 8},
+        "a/3": {"epsilon": float("nan"), "delta": 1.0},
+        "a/4": {"epsilon": "much", "delta": 0, "accountant": "rdp"},
+        "a/5": 8,
+    }
+    text = error_of("E113", lambda: load_sites(write(tmp_path, {"guest_9999": {"budgets": budgets}})))
+    places = [
+        "a/1.epsilon",
+        "a/2.delta",
+        "a/3.epsilon",
+        "a/3.delta",
+        "a/4.epsilon",
+        "a/4.delta",
+        "a/4.accountant",
+        "a/5",
+    ]
+    assert f"{len(places)} problem(s)" in text
+    for place in places:
+        assert f"guest_9999.budgets.{place}: " in text
