@@ -49,9 +49,11 @@ def vocabulary() -> Vocabulary:
     return read_vocabulary(train_tokenizer(["the cat sees a dog " * 9], 300))
 
 
-def hello(vocabulary: Vocabulary, job: DPKDConfig, teacher: str = "1" * 64) -> Hello:
+def hello(
+    vocabulary: Vocabulary, job: DPKDConfig, teacher: str = "1" * 64, guarantee: tuple[float, float] = (2.0, 1e-4)
+) -> Hello:
     wire: Any = Wire("arbiter 9998", inbox=(Welcome(0, 1),))
-    greet(wire, job, teacher, vocabulary)
+    greet(wire, job, teacher, vocabulary, guarantee)
     ((_, message),) = wire.sent
     return message
 
@@ -59,7 +61,7 @@ def hello(vocabulary: Vocabulary, job: DPKDConfig, teacher: str = "1" * 64) -> H
 def test_the_arbiter_gives_ranks_and_learns_the_vocabulary(vocabulary: Vocabulary) -> None:
     one = hello(vocabulary, config())
     wire: Any = Wire("guest 9999", "host 10000", inbox=(one, one))
-    known = welcome(wire, config())
+    known = welcome(wire, config()).vocabulary
     assert known is not None
     assert known.tokens() == vocabulary.tokens()
     assert wire.sent == [("guest 9999", Welcome(0, 2)), ("host 10000", Welcome(1, 2))]
@@ -69,7 +71,13 @@ def test_without_signals_no_vocabulary_is_sent(vocabulary: Vocabulary) -> None:
     job = config(student_at="guest")
     one = hello(vocabulary, job)
     assert len(one.blob) == len(one.lengths) == 0
-    assert welcome(Wire("guest 9999", inbox=(one,)), job) is None  # type: ignore[arg-type]
+    assert welcome(Wire("guest 9999", inbox=(one,)), job).vocabulary is None  # type: ignore[arg-type]
+
+
+def test_the_guarantee_is_the_weakest_of_the_owners(vocabulary: Vocabulary) -> None:
+    inbox = tuple(hello(vocabulary, config(), guarantee=one) for one in ((2.0, 1e-4), (3.0, 1e-5)))
+    agreed = welcome(Wire("guest 9999", "host 10000", inbox=inbox), config())  # type: ignore[arg-type]
+    assert (agreed.epsilon, agreed.delta) == (3.0, 1e-4)
 
 
 def test_owners_with_unlike_teachers(vocabulary: Vocabulary) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -31,6 +32,7 @@ class Arbiter:
     Attributes:
         pupil: the student, if it is trained here.
         records: the owners' texts, without repetitions.
+        guarantee: ε and δ that hold for every record of every owner.
     """
 
     def __init__(self, party: Party) -> None:
@@ -42,13 +44,16 @@ class Arbiter:
         if trains_student(party.config, party.role):
             student = load("student", party.site, party.config, party.device, party.channel.heartbeat)
             self.pupil = Pupil(party, student, party.test())
+        self.guarantee = (math.inf, 1.0)
         self._vocabulary: Optional[Vocabulary] = None
         self._table: Optional[np.ndarray] = None
 
     def agree(self) -> None:
         """Handshake with the owners."""
         self._party.phase("", "waiting for the owners")
-        self._vocabulary = welcome(self._channel, self._party.config)
+        agreed = welcome(self._channel, self._party.config)
+        self.guarantee = (agreed.epsilon, agreed.delta)
+        self._vocabulary = agreed.vocabulary
         if self.pupil is not None and self._vocabulary is not None:
             self._table = self.pupil.translate_to(self._vocabulary)
 

@@ -57,7 +57,7 @@ class Baselines:
         pupil.model.restore()
         own = items(pupil.model.encode(self._owner.records))
         loss = self._owner.trainer(pupil.model, plan, own).run(plan.steps)
-        party.metrics.log("dp_sgd_student", 0, "private_loss", loss)
+        party.log_loss("dp_sgd_student", loss)
         pupil.judge("dp_sgd_student")
 
     def dpkd(self) -> None:
@@ -73,7 +73,7 @@ class Baselines:
         pupil.model.restore()
         work = distillation_items(pupil.model.encode(owner.records), known, party.config.distill.soft_weight)
         loss = owner.trainer(pupil.model, plan, work).run(plan.steps)
-        party.metrics.log("dpkd", 0, "private_loss", loss)
+        party.log_loss("dpkd", loss)
         pupil.judge("dpkd")
 
     def non_private(self) -> None:

@@ -82,7 +82,11 @@ def _run_arbiter(party: Party, outputs: _Outputs) -> None:
     arbiter.average()
     arbiter.study()
     party.log_traffic(arbiter.mean)
-    artefacts = [Artefact("student", True, _POST_PROCESSING)] if arbiter.pupil is not None else []
+    epsilon, delta = (report.show_epsilon(arbiter.guarantee[0]), report.show_delta(arbiter.guarantee[1]))
+    why = (
+        f"{_POST_PROCESSING}; (ε, δ) = ({epsilon}, {delta}) or better for every owner's records, as the owners say"
+    )
+    artefacts = [Artefact(name, True, why) for name in ("student", "synthetic texts") if arbiter.pupil is not None]
     said = report.statement(party.name, "dpkd", artefacts=artefacts)
     if arbiter.pupil is not None:
         outputs.model(arbiter.pupil.model, "student", said)
@@ -176,6 +180,7 @@ class _Outputs:
         """Write a model with its card."""
         folder = Path(self._model.get_directory()) / subfolder
         model.save(folder, self._card(what, said, model))
+        report.save(said, folder)
         if not subfolder:
             facts = {"algorithm": "dpkd", "version": __version__, "base_model": model.name, "model": what}
             self._model.write_metadata({**facts, "weights": model.weights})
@@ -184,6 +189,7 @@ class _Outputs:
         """Nothing is kept here but what there is to say."""
         folder = Path(self._model.get_directory())
         (folder / "README.md").write_text(self._card("No model", said, None), encoding="utf-8")
+        report.save(said, folder)
         self._model.write_metadata({"algorithm": "dpkd", "version": __version__, "model": "none"})
 
     def texts(self, records: Records) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, List, Optional
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -23,21 +24,40 @@ _NO_VOCABULARY: Dict[str, Any] = {
 }
 
 
-def greet(channel: Channel, config: DPKDConfig, teacher: str, vocabulary: Vocabulary) -> Welcome:
+@dataclass(frozen=True)
+class Agreed:
+    """What the arbiter knows after the handshake.
+
+    Attributes:
+        vocabulary: the teacher's, if signals will come in it.
+        epsilon: the largest of the owners'. A record is in one owner's table, so this holds for every record.
+        delta: likewise.
+    """
+
+    vocabulary: Optional[Vocabulary]
+    epsilon: float
+    delta: float
+
+
+def greet(
+    channel: Channel, config: DPKDConfig, teacher: str, vocabulary: Vocabulary, guarantee: Tuple[float, float]
+) -> Welcome:
     """An owner introduces itself; returns its rank among the owners.
 
     Args:
         teacher: fingerprint of the base model and of what is trained of it.
         vocabulary: the teacher's; it is sent if the arbiter will get signals in it.
+        guarantee: ε and δ of what this owner will release.
     """
     fields = vocabulary_fields(vocabulary) if config.student_at == "arbiter" else _NO_VOCABULARY
-    hello = Hello(version=__version__, parameters=common_parameters(config), teacher=teacher, **fields)
+    facts: Dict[str, Any] = {"teacher": teacher, "epsilon": guarantee[0], "delta": guarantee[1]}
+    hello = Hello(version=__version__, parameters=common_parameters(config), **facts, **fields)
     channel.send(channel.peers[0], hello, 0)
     return channel.receive(channel.peers[0], Welcome, 0)
 
 
-def welcome(channel: Channel, config: DPKDConfig) -> Optional[Vocabulary]:
-    """The arbiter checks every owner and answers; returns the teacher's vocabulary if it needs it.
+def welcome(channel: Channel, config: DPKDConfig) -> Agreed:
+    """The arbiter checks every owner and answers.
 
     Raises:
         ExtensionError: E301 the vocabulary is malformed, E306 parameters differ, E307 versions differ, E672 the
@@ -57,7 +77,7 @@ def welcome(channel: Channel, config: DPKDConfig) -> Optional[Vocabulary]:
     vocabulary = vocabulary_of(hellos[0], first) if config.student_at == "arbiter" else None
     for rank, peer in enumerate(channel.peers):
         channel.send(peer, Welcome(rank, len(channel.peers)), 0)
-    return vocabulary
+    return Agreed(vocabulary, max(one.epsilon for one in hellos), max(one.delta for one in hellos))
 
 
 def common_parameters(config: DPKDConfig) -> Dict[str, str]:

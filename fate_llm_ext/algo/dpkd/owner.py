@@ -89,7 +89,8 @@ class Owner:
         """Handshake with the arbiter."""
         self._party.phase("", "waiting for the arbiter")
         vocabulary = read_vocabulary(self.teacher.tokenizer)
-        self._welcome = greet(self._channel, self._party.config, self.teacher.fingerprint(), vocabulary)
+        guarantee = (self.plan.epsilon, self.plan.delta)
+        self._welcome = greet(self._channel, self._party.config, self.teacher.fingerprint(), vocabulary, guarantee)
 
     def charge(self) -> None:
         """Write the release into the ledger; it is durable when this returns.
@@ -106,15 +107,15 @@ class Owner:
         """DP-SGD; with several owners their mean after each round, by secure aggregation."""
         party = self._party
         trainer = self.trainer(self.teacher, self.plan, self.private)
-        self.clipping = str(getattr(trainer, "clipping", ""))
+        self.clipping = f"over all trained weights at once, per-record gradients by {trainer.per_sample}"
         if party.owners == 1:
             party.phase("dp_teacher", TRAINING)
-            party.metrics.log("dp_teacher", 0, "private_loss", trainer.run(self.plan.steps))
+            party.log_loss("dp_teacher", trainer.run(self.plan.steps))
             return
         self.mean = SecureMean(party.ctx, self._channel)
         for round, steps in enumerate(split_steps(self.plan.steps, party.config.rounds)):
             party.phase("dp_teacher", TRAINING, round)
-            party.metrics.log("dp_teacher", round, "private_loss", trainer.run(steps))
+            party.log_loss("dp_teacher", trainer.run(steps), round)
             party.phase("dp_teacher", "averaging the teachers", round)
             self.teacher.take(self.mean.average(self.teacher.arrays(), round))
 

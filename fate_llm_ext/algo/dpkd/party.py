@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Callable, List, Optional, Tuple
 
@@ -53,6 +54,11 @@ class Party:
         """Say which phase begins."""
         emit("phase", arm=arm, round=round, phase=name)
         self.channel.heartbeat(name)
+
+    def log_loss(self, arm: str, loss: float, round: int = 0) -> None:
+        """The loss of noisy training, for this party's eyes; it is no number if no record was sampled."""
+        if math.isfinite(loss):
+            self.metrics.log(arm, round, "private_loss", loss)
 
     def log_traffic(self, mean: Optional[SecureMean]) -> None:
         """Bytes of all messages of the task, those of the secure aggregation included."""

@@ -5,7 +5,7 @@ secure aggregation. Numbers of records, sampling rates and numbers of steps coun
 
 step      sender -> receiver  name              derives from private data         covered by
 --------  ------------------  ----------------  --------------------------------  --------------------------
-start     owner -> arbiter    hello             no (versions, parameters,         nothing to cover
+start     owner -> arbiter    hello             no (versions, parameters, ε, δ,   nothing to cover
                                                 fingerprint and vocabulary of
                                                 the base model [1])
 start     arbiter -> owner    welcome           no (rank among the owners)        nothing to cover
@@ -55,6 +55,8 @@ class Hello(WireMessage):
 
     Attributes:
         teacher: fingerprint of the base model and of the weights that are trained; alike at all owners.
+        epsilon: what its part of the job will cost, as the job asks for it.
+        delta: at this δ.
         eos_id: end token, -1 without a vocabulary (it is not sent if the student stays at the guest).
     """
 
@@ -62,6 +64,8 @@ class Hello(WireMessage):
     version: str
     parameters: Dict[str, str]
     teacher: str
+    epsilon: float
+    delta: float
     eos_id: int
     blob: np.ndarray = array("u1", "B")
     lengths: np.ndarray = array("u2|u4", "V")
