@@ -75,6 +75,8 @@ def _range(kind: Any) -> str:
 
 def _type(kind: Any) -> str:
     """A type as an author of YAML thinks of it; constrained types by their base."""
+    if hasattr(kind, "item_type"):  # a list with limits on its length
+        return f"List[{_type(kind.item_type)}]"
     if isinstance(kind, type) and not getattr(kind, "__args__", None):
         base = next((one for one in (bool, int, float, str) if issubclass(kind, one)), kind)
         return str(getattr(base, "__name__", base))
