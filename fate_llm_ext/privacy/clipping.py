@@ -21,6 +21,9 @@ from fate_llm_ext.privacy.record_loss import RecordLoss
 
 logger = logging.getLogger(__name__)
 
+# From this many parameters on, a record at a time is as fast on a CPU as several.
+_LARGE = 1 << 24
+
 
 class RecordLoop:
     """One record at a time: exact for any model, and only one record's gradient exists at any time.
@@ -140,6 +143,8 @@ class LayerClipper:
             dtype = dtypes[self._trained[next(id(p) for p in owned(layer) if id(p) in self._trained)]]
 
             def collect(gradient: Tensor) -> None:
+                if not gradient.numel():
+                    return  # the output head of records without an answer
                 rows = gradient.detach().reshape(size, -1, gradient.shape[-1]).to(dtype)
                 for parameter, piece in rule(layer, seen[0], seen[1], rows):
                     self._keep(parameter, piece)
@@ -177,20 +182,15 @@ def choose(
 ) -> Clipper:
     """The way to clip: ``hooks``, ``ghost``, ``loop``, or the cheapest one that is right for the model.
 
-    A way by layers is taken only if it gives what the loop gives, on a probe of random tokens. ``auto`` tries hooks
-    for adapters (their gradients are small) and ghost for full weights on a GPU; on a CPU a full model keeps the
-    cores busy with one record, and the loop needs the least memory.
+    A way by layers is taken only if it gives what the loop gives, on a probe of random tokens. ``auto`` takes the
+    loop for large models on a CPU: one record keeps the cores busy, and nothing needs less memory. Else it takes
+    hooks for adapters, whose gradients are small, and ghost for full weights.
 
     Raises:
         ExtensionError: E637 if the way wished for is not right for the model.
     """
     loop = RecordLoop(parameters, losses, max_grad_norm)
-    device = parameters[0].device
-    if wish == "auto":
-        adapters = sum(p.numel() for p in parameters) < sum(p.numel() for p in model.parameters()) / 2
-        wanted = "hooks" if adapters else "ghost" if device.type != "cpu" else "loop"
-    else:
-        wanted = wish
+    wanted = _cheapest(model, parameters) if wish == "auto" else wish
     reason = "" if wanted == "loop" else _fit(model, parameters, losses, wanted)
     if reason and wish != "auto":
         raise ExtensionError("E637", wish=wish, reason=reason)
@@ -200,6 +200,13 @@ def choose(
         return loop
     logger.info("per-record gradients: %s", wanted)
     return LayerClipper(model, parameters, losses, max_grad_norm, wanted == "ghost")
+
+
+def _cheapest(model: nn.Module, parameters: Sequence[nn.Parameter]) -> str:
+    size = sum(p.numel() for p in model.parameters())
+    if parameters[0].device.type == "cpu" and size >= _LARGE:
+        return "loop"
+    return "hooks" if sum(p.numel() for p in parameters) < size / 2 else "ghost"
 
 
 def _fit(model: Any, parameters: Sequence[nn.Parameter], losses: RecordLoss, way: str) -> str:
