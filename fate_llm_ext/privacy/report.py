@@ -199,7 +199,8 @@ def headline(statement: Mapping[str, Any]) -> str:
         text = f"ε = ∞ (no differential privacy) for {data['table']}"
     else:
         text = f"(ε, δ) = ({show_epsilon(guarantee['epsilon'])}, {show_delta(guarantee['delta'])}) for {data['table']}"
-    return f"{statement['party']}: {text}" + ("" if ledger is None else f"; ledger: {_spending(ledger)}")
+    spent = "" if ledger is None else f"; ledger: {_spending(ledger, guarantee['delta'])}"
+    return f"{statement['party']}: {text}{spent}"
 
 
 def card(statement: Mapping[str, Any]) -> str:
@@ -251,7 +252,7 @@ def show_epsilon(value: Union[float, str, None], down: bool = False) -> str:
     if value == INFINITE or math.isinf(float(value)):
         return "∞"
     rounded = _three_digits(float(value), ROUND_FLOOR if down else ROUND_CEILING)
-    return f"{rounded:.2f}" if 1 <= rounded < 10 else f"{rounded.normalize():f}"
+    return f"{rounded:.2f}" if 1 <= rounded < 10 else f"{rounded:f}" if rounded > 10 else f"{rounded.normalize():f}"
 
 
 def show_delta(value: float) -> str:
@@ -382,9 +383,10 @@ def _training_text(training: Mapping[str, Any]) -> str:
     return ", ".join(word for word in words if word)
 
 
-def _spending(ledger: Mapping[str, Any]) -> str:
+def _spending(ledger: Mapping[str, Any], delta: Optional[float]) -> str:
     spent, budget = show_epsilon(ledger["epsilon"]), ledger["budget"]
-    return f"{spent} spent, no budget" if budget is None else f"{spent} of {show_epsilon(budget['epsilon'])}"
+    text = f"{spent} spent, no budget" if budget is None else f"{spent} of {show_epsilon(budget['epsilon'])}"
+    return text if spent == "∞" or ledger["delta"] == delta else f"{text} at δ = {show_delta(ledger['delta'])}"
 
 
 def _short(value: Any) -> str:

@@ -116,11 +116,21 @@ def test_the_headline_names_guarantee_and_ledger():
     epsilon = report.show_epsilon(made["guarantee"]["epsilon"])
     assert report.headline(made) == f"guest 9999: (ε, δ) = ({epsilon}, 1e-05) for llm/yelp; ledger: 2.00 of 8.00"
     assert made["ledger"]["left"] == 6.0
+    other = dp_statement(ledger=report.LedgerTotal(2.0, 1e-6, 1, Budget(8.0, 1e-6)))
+    assert report.headline(other).endswith("ledger: 2.00 of 8.00 at δ = 1e-06")
 
 
 @pytest.mark.parametrize(
     ("value", "up", "down"),
-    [(1.9987, "2.00", "1.99"), (0.1, "0.1", "0.1"), (12.31, "12.4", "12.3"), (math.inf, "∞", "∞"), (0.0, "0", "0")],
+    [
+        (1.9987, "2.00", "1.99"),
+        (0.1, "0.1", "0.1"),
+        (12.31, "12.4", "12.3"),
+        (24.0, "24.0", "24.0"),
+        (123.4, "124", "123"),
+        (math.inf, "∞", "∞"),
+        (0.0, "0", "0"),
+    ],
 )
 def test_epsilon_is_never_shown_too_small(value, up, down):
     assert report.show_epsilon(value) == up
