@@ -252,7 +252,8 @@ def show_epsilon(value: Union[float, str, None], down: bool = False) -> str:
     if value == INFINITE or math.isinf(float(value)):
         return "∞"
     rounded = _three_digits(float(value), ROUND_FLOOR if down else ROUND_CEILING)
-    return f"{rounded:.2f}" if 1 <= rounded < 10 else f"{rounded:f}" if rounded > 10 else f"{rounded.normalize():f}"
+    digits = 2 if 1 <= rounded < 10 else 1 if 10 <= rounded < 100 else None
+    return f"{rounded.normalize():f}" if digits is None else f"{rounded:.{digits}f}"
 
 
 def show_delta(value: float) -> str:
