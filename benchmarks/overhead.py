@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from common import children_cpu, finish
 
 CLI = [sys.executable, "-m", "fate_llm_ext.cli.main"]
 IMPORTS = "import torch, transformers, peft; from transformers import Trainer, AutoModelForCausalLM"
@@ -79,16 +78,11 @@ def prepare(root: Path) -> None:
 
 def measure(commands: list[list[str]]) -> tuple[float, float]:
     """Wall and CPU seconds of commands that run at the same time."""
-    before, start = _children_cpu(), time.perf_counter()
+    before, start = children_cpu(), time.perf_counter()
     processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
     if any(process.wait() for process in processes):
         raise SystemExit(f"{commands[0]} failed")
-    return time.perf_counter() - start, _children_cpu() - before
-
-
-def _children_cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    return time.perf_counter() - start, children_cpu() - before
 
 
 def main() -> None:
@@ -108,8 +102,7 @@ def main() -> None:
         for part, what in enumerate(("wall", "cpu")):
             figures[f"{name}_{what}_seconds"] = round(statistics.median(p[index][part] for p in pairs[1:]), 2)
     figures["cpu_over_imports"] = round(figures["job_cpu_seconds"] / figures["imports_cpu_seconds"], 2)
-    environment = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
-    print(json.dumps({"benchmark": "overhead", "figures": figures, "environment": environment}))
+    finish("overhead", figures, runs=runs)
 
 
 if __name__ == "__main__":

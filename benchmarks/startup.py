@@ -9,15 +9,12 @@ a user sees: both have to stay far below what `import torch` costs. The last lin
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
-from importlib import metadata
+
+from common import children_cpu, finish, versions
 
 CASES = {
     "python": [sys.executable, "-c", "pass"],
@@ -32,16 +29,11 @@ def measure(command: list[str], runs: int) -> tuple[float, float]:
     """Median wall and CPU seconds of a command, after one run that warms the file cache."""
     wall, cpu = [], []
     for _ in range(runs + 1):
-        before, start = _children_cpu(), time.perf_counter()
+        before, start = children_cpu(), time.perf_counter()
         subprocess.run(command, capture_output=True, check=False)
         wall.append(time.perf_counter() - start)
-        cpu.append(_children_cpu() - before)
+        cpu.append(children_cpu() - before)
     return statistics.median(wall[1:]), statistics.median(cpu[1:])
-
-
-def _children_cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:
@@ -55,14 +47,7 @@ def main() -> None:
         figures[f"{name}_wall_seconds"] = round(wall, 3)
         figures[f"{name}_cpu_seconds"] = round(cpu, 3)
         print(f"{name:18} {wall:6.3f} s wall  {cpu:6.3f} s CPU")
-    environment = {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "pyfate": metadata.version("pyfate"),
-        "runs": runs,
-    }
-    print(json.dumps({"benchmark": "startup", "figures": figures, "environment": environment}))
+    finish("startup", figures, runs=runs, **versions("pyfate"))
 
 
 if __name__ == "__main__":
