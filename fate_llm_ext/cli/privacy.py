@@ -111,7 +111,7 @@ def _print_plan(lines: List[Line]) -> None:
     if not lines:
         click.echo("No task of this job reads a private table.")
         return
-    numbers = ("N", "ε", "δ", "spent", "after", "budget")
+    heads = ["task", "party", "table", "N", "DP-SGD", "ε", "δ", "spent", "after", "budget", ""]
     rows = []
     for line in lines:
         budget = "-" if line.planned is None else "none"
@@ -123,7 +123,6 @@ def _print_plan(lines: List[Line]) -> None:
                 str(line.party),
                 line.table or "?",
                 "" if line.data is None else f"{line.data.records:,}",
-                "" if line.planned is None else line.planned.release.what,
                 _training(line),
                 show_epsilon(line.epsilon),
                 "-" if line.delta is None else show_delta(line.delta),
@@ -133,7 +132,11 @@ def _print_plan(lines: List[Line]) -> None:
                 _verdict(line),
             ]
         )
-    _table(["task", "party", "table", "N", "what leaves", "DP-SGD", *numbers[1:], ""], rows, numbers)
+    _table(heads, rows, ["N", *heads[5:10]])
+    for line in lines:
+        if line.planned is not None:
+            release = line.planned.release
+            click.echo(f"{line.task} {line.party} -> {', '.join(release.recipients) or 'outputs'}: {release.what}")
 
 
 def _training(line: Line) -> str:
@@ -172,24 +175,14 @@ def _print_spending(found: List[Any]) -> None:
             ]
         )
     _table(heads, rows, heads[2:])
-    rows = [
-        [
-            one.party or "this site",
-            entry.time[:19].replace("T", " "),
-            entry.data.table,
-            f"{entry.release.algorithm}, {entry.release.job}",
-            entry.release.what,
-            ", ".join(entry.release.recipients),
-            "paid for before an interruption"
-            if entry.resumes
-            else "; ".join(map(mechanism_text, entry.release.mechanisms)),
-            show_epsilon(alone),
-        ]
-        for one in found
-        for entry, alone in one.entries
-    ]
-    if rows:
-        _table(["party", "time (UTC)", "table", "job", "what left", "to", "mechanisms", "ε alone"], rows, ["ε alone"])
+    for one in found:
+        for entry, alone in one.entries:
+            release = entry.release
+            how = "; ".join(map(mechanism_text, release.mechanisms))
+            who = f"{one.party or 'this site'}  {entry.time[:19].replace('T', ' ')} UTC  {entry.data.table}"
+            click.echo(f"{who}  ε = {show_epsilon(alone)} alone  {release.algorithm}, job {release.job}")
+            click.echo(f"    to {', '.join(release.recipients) or 'outputs'}: {release.what}")
+            click.echo("    " + ("paid for before an interruption" if entry.resumes else how))
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str]) -> None:

@@ -69,15 +69,16 @@ def _is_statement(event: Event) -> bool:
 def _total(party: str, one: Mapping[str, Any]) -> List[str]:
     data, guarantee, ledger = one["data"], one["guarantee"], one["ledger"]
     if data is None:
-        return [label(party), "none", "-", "-", "-", "-", "-", "-"]
-    spent, budget, left = "-", "-", "-"
+        return [label(party), "none", *["-"] * 7]
+    spent, at, budget, left = "-", "-", "-", "-"
     if ledger is not None:
+        at = report.show_delta(ledger["delta"])
         spent = report.show_epsilon(ledger["epsilon"])
         budget = "none" if ledger["budget"] is None else report.show_epsilon(ledger["budget"]["epsilon"])
         left = report.show_epsilon(ledger["left"], down=True)
     delta = "-" if guarantee["delta"] is None else report.show_delta(guarantee["delta"])
     epsilon = report.show_epsilon(guarantee["epsilon"])
-    return [label(party), data["table"], f"{data['records']:,}", epsilon, delta, spent, budget, left]
+    return [label(party), data["table"], f"{data['records']:,}", epsilon, delta, spent, at, budget, left]
 
 
 def _releases(party: str, one: Mapping[str, Any]) -> List[List[str]]:
