@@ -28,7 +28,6 @@ from typing import Any, Callable
 
 from common import ROOT, finish, measure, versions
 
-PHYSICAL = 8
 LENGTH = 256
 LARGE = "6,768,50257"  # layers, width, vocabulary
 SMALL = "2,128,8192"
@@ -42,20 +41,22 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
+        self._records = options.records
         self._variables = {"OMP_NUM_THREADS": str(options.threads)} if options.threads else {}
 
-    def ours(self, side: str, weights: str, small: bool = False, records: int = PHYSICAL, steps: int = 0) -> Run:
+    def ours(self, side: str, weights: str, small: bool = False, records: int = 0, steps: int = 0) -> Run:
         """A measurement of this package: ``side`` is dp or plain."""
         shape, length = (SMALL, LENGTH // 4) if small else (LARGE, LENGTH)
         command = [sys.executable, str(ROOT / "benchmarks/dp_step_ours.py"), f"--side={side}", f"--weights={weights}"]
-        command += [f"--shape={shape}", f"--records={records}", f"--physical={PHYSICAL}", f"--length={length}"]
+        command += [f"--shape={shape}", f"--records={records or self._records}", f"--length={length}"]
+        command += [f"--physical={8 if small else self._records}"]
         command += [f"--steps={steps or self._options.steps + 1}", f"--device={self._options.device}"]
         return measure(command, **self._variables)
 
     def peer(self, weights: str) -> Run:
         """A measurement of fate-llm 2.2 in its own environment."""
         command = [str(self._options.peer), str(ROOT / "benchmarks/dp_step_peer.py"), f"--shape={LARGE}"]
-        command += [f"--records={PHYSICAL}", f"--length={LENGTH}", f"--steps={self._options.steps + 1}"]
+        command += [f"--records={self._records}", f"--length={LENGTH}", f"--steps={self._options.steps + 1}"]
         return measure(command + (["--freeze-embedding"] if weights == "frozen" else []), **self._variables)
 
     def compare(self, sides: dict[str, Callable[[], Run]]) -> Sides:
@@ -102,12 +103,10 @@ class Bench:
 
     def logical(self) -> dict[str, float]:
         """1,024 records per step beside 8, 8 at a time, 2,048 records each."""
-        memory = {
-            records: self.ours("dp", "full", True, records, 2048 // records)["peak_mb"] for records in (1024, PHYSICAL)
-        }
-        print(f"logical batch of 1024: {memory[1024]:.0f} MB, of {PHYSICAL}: {memory[PHYSICAL]:.0f} MB", flush=True)
+        memory = {records: self.ours("dp", "full", True, records, 2048 // records)["peak_mb"] for records in (1024, 8)}
+        print(f"logical batch of 1024: {memory[1024]:.0f} MB, of 8: {memory[8]:.0f} MB", flush=True)
         figures = {f"logical_{records}_mb": round(peak) for records, peak in memory.items()}
-        return {"logical_1024_memory_over_8": round(memory[1024] / memory[PHYSICAL], 3), **figures}
+        return {"logical_1024_memory_over_8": round(memory[1024] / memory[8], 3), **figures}
 
 
 def ratio(found: Sides, one: str, other: str, what: str) -> float:
@@ -132,6 +131,7 @@ def main() -> None:
     parser.add_argument("--parts", default="lora,full,logical", help="of lora, full, frozen, logical")
     parser.add_argument("--repetitions", type=int, default=3, help="fresh processes per side")
     parser.add_argument("--steps", type=int, default=1, help="counted steps per process, after one to warm up")
+    parser.add_argument("--records", type=int, default=8, help="per step, all at a time; more for a GPU")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="of each process; default: all cores")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu, on a busy machine: --threads 1")
