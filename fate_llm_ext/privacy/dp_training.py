@@ -8,6 +8,8 @@ gets its noise and its step like any other. So a run is :class:`~fate_llm_ext.pr
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import logging
 import math
 from dataclasses import dataclass
@@ -177,10 +179,10 @@ class DPTrainer:
     def state_dict(self) -> Dict[str, Any]:
         """Everything that training continues from, bit for bit. It holds the noise's state: it stays with the owner."""
         return {
-            "plan": self.plan,
+            "plan": dataclasses.asdict(self.plan),
             "steps_done": self.steps_done,
             "weights": {name: p.detach().clone() for name, p in zip(self._names, self._parameters)},
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
             "scheduler": self._scheduler.state_dict(),
             "randomness": self.randomness.state_dict(),
         }
@@ -191,12 +193,14 @@ class DPTrainer:
         Raises:
             ExtensionError: E635 if it belongs to another plan or other parameters.
         """
-        if state["plan"] != self.plan:
-            raise ExtensionError("E635", what="plan", stored=state["plan"], got=self.plan)
-        if list(state["weights"]) != self._names:
-            raise ExtensionError(
-                "E635", what="trainable parameters", stored=len(state["weights"]), got=len(self._names)
-            )
+        plan = dataclasses.asdict(self.plan)
+        if state["plan"] != plan:
+            raise ExtensionError("E635", what="plan", stored=state["plan"], got=plan)
+        stored = {name: tuple(value.shape) for name, value in state["weights"].items()}
+        shapes = {name: tuple(p.shape) for name, p in zip(self._names, self._parameters)}
+        if stored != shapes:
+            counts = [f"{len(one)} ({sum(map(math.prod, one.values()))} numbers)" for one in (stored, shapes)]
+            raise ExtensionError("E635", what="trainable parameters", stored=counts[0], got=counts[1])
         with torch.no_grad():
             for parameter, value in zip(self._parameters, state["weights"].values()):
                 parameter.copy_(value)
