@@ -148,7 +148,7 @@ def _training(line: Line) -> str:
 
 def _verdict(line: Line) -> str:
     if line.refused is not None:
-        return f"refused ({line.refused.code})"
+        return "refused"
     return "ok" if line.planned is not None else "nothing leaves" if line.stays else "not known"
 
 
@@ -192,7 +192,9 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequenc
 
     table = Table(box=box.SIMPLE_HEAD)
     for head in heads:
-        table.add_column(head, justify="right" if head in numbers else "left", no_wrap=head in numbers)
+        table.add_column(
+            head, justify="right" if head in numbers else "left", no_wrap=head in (*numbers, "DP-SGD"), overflow="fold"
+        )
     for row in rows:
         table.add_row(*row)
     Console(width=None if os.isatty(1) else 200, markup=False, highlight=False).print(table)

@@ -304,13 +304,15 @@ def _over_budget(
 
 def left_over(spent: Sequence[Mechanism], budget: Budget, accountant: Accountant = "prv") -> float:
     """ε, at the budget's δ, of the largest Gaussian release that still fits; of DP-SGD about as much fits."""
-    low, high = 1e-3, 1e3  # sensitivity / σ
+    low, high = 1e-3, 2e-3  # sensitivity / σ
 
     def fits(mu: float) -> bool:
         return epsilon([*spent, Gaussian(1 / mu)], budget.delta, accountant) <= budget.epsilon
 
     if not fits(low):
         return 0.0
+    while high < 1e3 and fits(high):  # from below: accountants do not like absurdly little noise
+        low, high = high, 2 * high
     while high > low * 1.005:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if fits(middle) else (low, middle)
