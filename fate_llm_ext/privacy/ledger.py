@@ -31,6 +31,7 @@ from fate_llm_ext.privacy.events import (
     mechanism_from_dict,
     mechanism_to_dict,
 )
+from fate_llm_ext.privacy.report import show_epsilon
 
 logger = logging.getLogger(__name__)
 
@@ -284,7 +285,8 @@ def _over_budget(
     left = left_over(spent, budget, accountant)
     advice = "Nothing is left: the owner of the table may raise its budget in the site file"
     if left > 0:
-        advice = f"Ask for ε = {left:.3g} at most, or let the owner of the table raise its budget in the site file"
+        most = f"ε = {show_epsilon(left, down=True)} at δ = {budget.delta:g}"
+        advice = f"Ask for {most} at most, or let the owner of the table raise its budget in the site file"
     if math.isinf(before):
         advice = "It has left without differential privacy before; no budget can hold any more"
     return ExtensionError(
