@@ -76,7 +76,7 @@ class Meter:
             torch.cuda.synchronize()
         self._times.append((time.perf_counter(), time.process_time()))
 
-    def report(self, tokens: int) -> None:
+    def report(self, tokens: int, **facts: str) -> None:
         """Print what was found; the first step is left out. ``tokens`` are those of all steps."""
         if self.device == "cpu":
             peak = (_status("VmHWM") - self._imports) / 1024
@@ -86,7 +86,8 @@ class Meter:
             peak = torch.cuda.max_memory_allocated() / 2**20
         pairs = list(zip(self._times, self._times[1:]))
         wall, cpu = ([after[i] - before[i] for before, after in pairs] for i in (0, 1))
-        print(json.dumps({"steps": len(self._times), "tokens": tokens, "wall": wall, "cpu": cpu, "peak_mb": peak}))
+        found = {"steps": len(self._times), "tokens": tokens, "wall": wall, "cpu": cpu, "peak_mb": peak}
+        print(json.dumps({**found, **facts}))
 
 
 def _status(field: str) -> int:

@@ -69,7 +69,8 @@ class Bench:
                 found[name].append(one)
                 wall, cpu = statistics.median(one["wall"]), statistics.median(one["cpu"])
                 print(
-                    f"{repetition}  {name:14} {wall:7.2f} s wall {cpu:7.2f} s CPU a step {one['peak_mb']:7.0f} MB",
+                    f"{repetition}  {name:9} {wall:7.2f} s wall {cpu:7.2f} s CPU a step {one['peak_mb']:7.0f} MB"
+                    f"  {one.get('way', '')}",
                     flush=True,
                 )
         work = {(one["steps"], one["tokens"]) for runs in found.values() for one in runs}

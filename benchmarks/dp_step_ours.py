@@ -46,15 +46,17 @@ def main() -> None:
         model.get_input_embeddings().requires_grad_(False)
     answer = np.arange(1, options.length)
     items = [Item(ids, answer) for ids in sequences(options.records, options.length, vocab)]
-    if options.side == "dp":
-        _dp(model, items, options, meter)
-    else:
-        _plain(model, items, options, meter)
-    meter.report(options.records * options.length * options.steps)
+    run = _dp if options.side == "dp" else _plain
+    way = run(model, items, options, meter)
+    meter.report(options.records * options.length * options.steps, way=way)
 
 
-def _dp(model: Any, items: list[Item], options: argparse.Namespace, meter: Meter) -> None:
-    """Each step takes every record (q = 1), so that it is as large as a step of the other sides."""
+def _dp(model: Any, items: list[Item], options: argparse.Namespace, meter: Meter) -> str:
+    """Each step takes every record (q = 1), so that it is as large as a step of the other sides.
+
+    Returns:
+        How per-record gradients were clipped.
+    """
     config = PrivacyConfig(
         epsilon=8.0, batch_size=len(items), physical_batch_size=options.physical, epochs=options.steps
     )
@@ -63,14 +65,16 @@ def _dp(model: Any, items: list[Item], options: argparse.Namespace, meter: Meter
     for _ in range(options.steps):
         trainer.run(1)
         meter.lap()
+    return trainer.per_sample
 
 
-def _plain(model: Any, items: list[Item], options: argparse.Namespace, meter: Meter) -> None:
+def _plain(model: Any, items: list[Item], options: argparse.Namespace, meter: Meter) -> str:
     config = TrainConfig(batch_size=len(items), epochs=1)
     meter.start()
     train_items(
         model, items * options.steps, config, epochs=1, seed=0, pad_id=0, phase="benchmark", heartbeat=meter.lap
     )
+    return "plain"
 
 
 if __name__ == "__main__":
