@@ -37,6 +37,7 @@ from fate_llm_ext.privacy.audit_text import (
     synthetic_text_scores,
     vocabulary_words,
 )
+from fate_llm_ext.privacy.clipping import LayerClipper
 from fate_llm_ext.privacy.dp_training import DPPlan, DPTrainer, plan_training
 from fate_llm_ext.privacy.sampling import Randomness
 from fate_llm_ext.training.trainer import train_items
@@ -68,11 +69,19 @@ class NoiseOff(DPTrainer):
 class QuarterNoise(DPTrainer):
     """Fault: a quarter of the noise."""
 
+    share = 0.25
+
     def _add_noise(self) -> None:
         claimed = self.plan
-        self.plan = replace(claimed, noise_multiplier=claimed.noise_multiplier / 4)
+        self.plan = replace(claimed, noise_multiplier=claimed.noise_multiplier * self.share)
         super()._add_noise()
         self.plan = claimed
+
+
+class HalfNoise(QuarterNoise):
+    """Fault: half of the noise; too small a fault for an audit of this size."""
+
+    share = 0.5
 
 
 class NoiseReused(DPTrainer):
@@ -95,6 +104,23 @@ class ClippingOff(DPTrainer):
         self.plan = plan
 
 
+class ClippedByLayer(DPTrainer):
+    """Fault: the gradient of each layer's weights is clipped to C on its own."""
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        self._clipper.__class__ = _LayerByLayer
+
+
+class _LayerByLayer(LayerClipper):
+    def _square(self, number: int, pieces: list[Any]) -> torch.Tensor:
+        (piece,) = pieces
+        square = super()._square(number, pieces)
+        factors = (self._max_grad_norm / square.sqrt()).clamp(max=1.0)
+        piece.gradient.mul_(factors.view(-1, *[1] * (piece.gradient.dim() - 1)))
+        return torch.zeros_like(square)  # leaves nothing to clip for all layers together
+
+
 class Shuffled(DPTrainer):
     """Fault: fixed batches of a shuffled epoch, as common data loaders make them, accounted as Poisson samples."""
 
@@ -113,7 +139,9 @@ FAULTS = {
     "noise off": NoiseOff,
     "noise at a quarter": QuarterNoise,
     "clipping off": ClippingOff,
+    "clipping layer by layer": ClippedByLayer,
     "noise drawn once": NoiseReused,
+    "noise at a half": HalfNoise,
 }
 
 
@@ -182,7 +210,7 @@ def _tiny() -> TinyConfig:
     return TinyConfig(hidden=64, layers=2, context=96, steps=400, seed=0)
 
 
-def text_world(private: int = 1500) -> TextWorld:
+def text_world(private: int = 1000) -> TextWorld:
     """2,500 rows of AG News are public and make tokenizer and base model, the next are private, the last held out."""
     with AG_NEWS.open(encoding="utf-8", newline="") as file:
         rows = [(text, int(label)) for text, label in csv.reader(file) if label.isdigit()]
@@ -217,7 +245,7 @@ GROUPS = {1: 400, 4: 80, 16: 40}  # repeats -> canaries, of which half join
 EPOCHS = 10
 
 
-def text_audit(world: TextWorld, epsilon: Optional[float], seed: int, samples: int = 2000) -> list[TextAudit]:
+def text_audit(world: TextWorld, epsilon: Optional[float], seed: int, samples: int = 1500) -> list[TextAudit]:
     """Insert canaries, train, look at likelihoods and at ``samples`` synthetic texts; ε None is non-private."""
     coins = np.random.default_rng([3, seed])
     texts, codes, groups = list(world.texts), world.codes, []
@@ -231,7 +259,7 @@ def text_audit(world: TextWorld, epsilon: Optional[float], seed: int, samples: i
     before = [_nll(model, world, group.texts, group.codes) for group in groups]
     _train(model, world, Records(codes, texts), epsilon, seed)
     candidates = _nll(model, world, fresh, fresh_codes)
-    sampling = GenerationConfig(max_new_tokens=40, top_k=0, top_p=1.0)
+    sampling = GenerationConfig(max_new_tokens=40, top_k=0, top_p=1.0, batch_size=256)
     counts = code_counts(samples, None, len(TOPICS))
     synthetic, _ = synthesise(model, world.tokenizer, CONTROL, counts, sampling, seed=seed)
     quality = perplexity(model, world)

@@ -17,7 +17,7 @@ from fate_llm_ext.models.lora import add_lora
 from fate_llm_ext.privacy.audit_text import chance_exposure
 
 ROOT = Path(__file__).resolve().parents[2]
-FAULTS = ["noise off", "noise at a quarter", "clipping off", "noise drawn once"]
+FAULTS = ["noise off", "noise at a quarter", "clipping off", "clipping layer by layer", "noise drawn once"]
 CHANCE = chance_exposure(1000)
 
 
