@@ -152,3 +152,56 @@ def test_it_lies_beside_the_model(tmp_path):
     made = dp_statement()
     report.save(made, tmp_path)
     assert json.loads((tmp_path / "privacy.json").read_text()) == json.loads(json.dumps(made))
+
+
+def write_run(folder, statements):
+    for party, said in statements.items():
+        place = folder / "task_0" / party
+        place.mkdir(parents=True)
+        events = [{"time": 1.0, "type": "phase", "arm": "", "phase": "loading"}]
+        events += [] if said is None else [{"time": 2.0, "type": "privacy", **said}]
+        (place / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    (folder / "dag.yaml").write_text("dag: {}\n")
+    (folder / "job.json").write_text(json.dumps({"dag": "conf/x/dag.yaml", "status": "success", "order": ["task_0"]}))
+    return folder
+
+
+def test_the_page_has_a_section_with_every_party(tmp_path):
+    from fate_llm_ext.report import write_report
+
+    guest = dp_statement(ledger=report.LedgerTotal(2.5, 1e-6, 2, Budget(8.0, 1e-6)))
+    host = {**guest, "party": "host 10000"}
+    arbiter = report.statement("arbiter 9998", "dpkd")
+    said = {"guest_9999": guest, "host_10000": host, "arbiter_9998": arbiter, "host_10001": None}
+    run = write_run(tmp_path / "20261120-1", said)
+    page = write_report([run], run / "report.html").read_text()
+    epsilon = report.show_epsilon(guest["guarantee"]["epsilon"])
+    for text in (
+        f"<td>2,000</td><td>{epsilon}</td><td>1e-05</td><td>2.50</td><td>1e-06</td><td>8.00</td><td>5.50</td>",
+        "<h4>guest 9999, host 10000</h4>",
+        "noisy counts of the codes",
+        "This party has no private table in this task.",
+        "No statement from host 10001",
+    ):
+        assert text in page, text
+    assert page.count(report.TRUST_PRIVATE.split(":")[0]) == 1, "what several parties say alike stands there once"
+
+
+def test_a_run_without_statements_has_no_section(tmp_path):
+    from fate_llm_ext.report import write_report
+
+    run = write_run(tmp_path / "20261120-1", {"guest_9999": None})
+    assert "<h3>Privacy</h3>" not in write_report([run], run / "report.html").read_text()
+
+
+def test_a_run_ends_with_a_line_per_owner_from_whom_something_left(tmp_path):
+    from click.testing import CliRunner
+
+    from fate_llm_ext.cli.main import main
+
+    said = {"arbiter_9998": report.statement("arbiter 9998", "x"), "guest_9999": dp_statement(),
+            "host_1": report.statement("host 1", "x", data=DATA)}  # fmt: skip
+    run = write_run(tmp_path / "20261120-1", said)
+    shown = CliRunner().invoke(main, ["report", str(run)]).output.splitlines()
+    assert report.headline(dp_statement()) in shown
+    assert not [line for line in shown if line.startswith(("arbiter", "host"))]
