@@ -110,7 +110,6 @@ def test_training_without_privacy_gives_text_canaries_away(audit: Any, world: An
     assert once.bound_texts > 0.5  # even by the synthetic texts alone
     assert sixteen.longest == 8  # whole canaries are written
     assert sixteen.run_in > sixteen.run_out + 3
-    assert once.perplexity < audit.perplexity(world.model(), world)
 
 
 @pytest.mark.slow
@@ -122,4 +121,3 @@ def test_private_training_keeps_text_canaries(audit: Any, world: Any, epsilon: f
     assert once.bound_texts < epsilon
     assert once.run_in < once.run_out + 0.2
     assert sixteen.longest < 8
-    assert once.perplexity < audit.perplexity(world.model(), world)
