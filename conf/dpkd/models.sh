@@ -15,14 +15,15 @@ if [ ! -f "$root/public.jsonl.gz" ]; then
     mv "$root/part.gz" "$root/public.jsonl.gz"
 fi
 
-tiny() {  # tiny NAME HIDDEN LAYERS TOKENIZER_OPTIONS...
-    name=$1 hidden=$2 layers=$3
-    shift 3
+tiny() {  # tiny NAME HIDDEN LAYERS STEPS TOKENIZER_OPTIONS...
+    name=$1 hidden=$2 layers=$3 steps=$4
+    shift 4
     [ -d "$root/models/$name" ] || fate-llm-ext models tiny --out "$root/models/$name" --arch gpt2 "$@" \
-        --hidden "$hidden" --layers "$layers" --context 128 --batch-tokens 2048 --steps 4000 --threads 1 \
+        --hidden "$hidden" --layers "$layers" --context 128 --batch-tokens 2048 --steps "$steps" --threads 1 \
         --corpus "$root/public.jsonl.gz" --corpus "$assets/data/imdb/imdb_train_25k.jsonl.gz" \
         --exclude "$assets/data/yelp/dev.csv" --exclude "$assets/data/yelp/test.csv" \
         --exclude "$assets/data/ag_news/sample5000.csv" --exclude "$assets/data/ag_news/test.csv"
 }
-tiny teacher 128 4 --tokenizer-kind byte_bpe --vocab-size 2048
-tiny student 64 2 --tokenizer "$root/models/teacher"
+tiny teacher 128 4 4000 --tokenizer-kind byte_bpe --vocab-size 2048
+tiny student 64 2 1000 --tokenizer "$root/models/teacher"
+tiny student_long 64 2 4000 --tokenizer "$root/models/teacher"
