@@ -457,8 +457,8 @@ CATALOGUE: dict[str, ErrorKind] = {
         shared=True,
     ),
     "E670": ErrorKind(
-        "A party of role {role} lacks the parameter {name!r}: {why}.",
-        "Give `{name}: {{name: <name in the site file>}}`, for all parties or in `party_tasks`.",
+        "A party of role {role} lacks the parameter {parameter!r}: {why}.",
+        "Name a model of its site file as `{parameter}`, for all parties or in `party_tasks`.",
         shared=True,
     ),
     "E671": ErrorKind(

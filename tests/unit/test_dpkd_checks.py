@@ -77,7 +77,7 @@ def test_who_trains_and_who_compares() -> None:
 )
 def test_all_that_is_missing_is_said_at_once(changes: dict[str, Any], role: str, missing: list[str]) -> None:
     problems = role_problems(config(**changes), role)
-    assert [problem.facts["name"] for problem in problems] == missing
+    assert [problem.facts["parameter"] for problem in problems] == missing
     assert all(problem.code == "E670" for problem in problems)
 
 

@@ -41,7 +41,7 @@ def role_problems(config: DPKDConfig, role: str) -> List[ExtensionError]:
     elif compares(config, role):
         why["student"] = "it makes the comparisons of `compare`"
     return [
-        ExtensionError("E670", role=role, name=name, why=why[name])
+        ExtensionError("E670", role=role, parameter=name, why=why[name])
         for name in ("teacher", "student")
         if name in why and name in looked_up(config, role) and getattr(config, name) is None
     ]

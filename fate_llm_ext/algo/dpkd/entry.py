@@ -83,9 +83,7 @@ def _run_arbiter(party: Party, outputs: _Outputs) -> None:
     arbiter.study()
     party.log_traffic(arbiter.mean)
     epsilon, delta = (report.show_epsilon(arbiter.guarantee[0]), report.show_delta(arbiter.guarantee[1]))
-    why = (
-        f"{_POST_PROCESSING}; (ε, δ) = ({epsilon}, {delta}) or better for every owner's records, as the owners say"
-    )
+    why = f"{_POST_PROCESSING}; (ε, δ) = ({epsilon}, {delta}) or better for every owner's records, as the owners say"
     artefacts = [Artefact(name, True, why) for name in ("student", "synthetic texts") if arbiter.pupil is not None]
     said = report.statement(party.name, "dpkd", artefacts=artefacts)
     if arbiter.pupil is not None:
