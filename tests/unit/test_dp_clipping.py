@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any, List, Sequence
 
 import numpy as np
@@ -32,6 +33,14 @@ KINDS = [
     "opt lora embeddings",
 ]
 WAYS = ["loop", "hooks", "ghost"]
+
+
+@pytest.fixture(autouse=True)
+def double_precision() -> Iterator[None]:
+    """transformers 4.37 makes its masks in torch's default type, which has to hold the smallest float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def model(kind: str, dtype: torch.dtype = torch.float64) -> Any:
