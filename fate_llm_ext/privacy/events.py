@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Dict, Iterable, List, Mapping, Tuple, Type, Union
 
@@ -167,13 +168,26 @@ def check_mechanism(mechanism: Mechanism) -> Mechanism:
 
 
 def fingerprint_records(rows: Iterable[Mapping[str, Any]]) -> str:
-    """SHA-256 (64 hex digits) of a table's rows, whatever their order, columns as they stand in the file.
+    """SHA-256 (64 hex digits) of the values of a table's rows as text, the same in whatever format they lie.
 
-    Unlike the fingerprint of a public set it does not depend on the template: two tasks on one table spend
-    from one budget.
+    Neither order nor names of rows and columns count, nor values that are empty: a copy as CSV, where all is text
+    and the header may be missing, is the same table. Unlike the fingerprint of a public set it does not depend on
+    the template: two tasks on one table spend from one budget.
     """
-    digests = sorted(
-        hashlib.sha256(json.dumps(dict(row), sort_keys=True, ensure_ascii=True, default=str).encode()).digest()
-        for row in rows
-    )
+    digests = sorted(hashlib.sha256(_encode_row(row)).digest() for row in rows)
     return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _encode_row(row: Mapping[str, Any]) -> bytes:
+    values = sorted(filter(None, map(_text, row.values())))
+    return json.dumps(values, ensure_ascii=True).encode()
+
+
+def _text(value: Any) -> str:
+    """A value as a CSV file would hold it; "" for None and NaN, lists and objects as JSON."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, (list, tuple, dict)):
+        return json.dumps(value, sort_keys=True, ensure_ascii=True, default=str)
+    text = str(value)
+    return text.lower() if text.lower() in ("true", "false") else text

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import math
 import random
+from pathlib import Path
 from typing import Any, Dict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fate_llm_ext.data.datasets import read_rows, write_jsonl
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.privacy.events import (
     Gaussian,
@@ -100,3 +103,47 @@ def test_fingerprint_of_records() -> None:
     assert first == fingerprint_records(shuffled) == fingerprint_records(dict(reversed(row.items())) for row in rows)
     others = [rows[1:], [*rows, rows[0]], [{**rows[0], "label": 2}, *rows[1:]], [{**rows[0], "id": 1}, *rows[1:]], []]
     assert len({first, *map(fingerprint_records, others)}) == 6
+
+
+def test_fingerprint_does_not_depend_on_the_format(tmp_path: Path) -> None:
+    """JSONL with numbers, CSV with and without header, TSV and Parquet hold the same records."""
+    rows = [
+        {"text": f'a, "{i}" ü', "label": i, "score": i / 3, "good": i % 2 == 0, "note": None if i % 3 else "x"}
+        for i in range(9)
+    ]
+    first = fingerprint_records(rows)
+    made = [tmp_path / name for name in ("a.jsonl", "b.csv", "c.csv", "d.tsv", "e.parquet")]
+    write_jsonl(made[0], [{name: value for name, value in row.items() if value is not None} for row in rows])
+    for path, header in zip(made[1:4], (True, False, True)):
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writerows([list(rows[0])] * header + [list(row.values()) for row in rows])
+    pytest.importorskip("pyarrow.parquet").write_table(pytest.importorskip("pyarrow").Table.from_pylist(rows), made[4])
+    assert [fingerprint_records(read_rows(path)) for path in made] == [first] * 5
+    assert fingerprint_records([{**rows[0], "label": 1}, *rows[1:]]) != first
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (1, "1", True),
+        (0.1, "0.1", True),
+        (True, "True", True),
+        (True, "true", True),
+        (True, 1, False),
+        (None, "", True),
+        (None, float("nan"), True),
+        (None, "None", False),
+        (["a", 1], ["a", 1], True),
+        (["a", 1], ["1", "a"], False),
+        ({"b": 1, "a": 2}, {"a": 2, "b": 1}, True),
+    ],
+)
+def test_values_are_compared_as_text(one: Any, other: Any, same: bool) -> None:
+    first, second = (fingerprint_records([{"text": "t", "value": value}]) for value in (one, other))
+    assert (first == second) is same
+
+
+def test_columns_cannot_run_together() -> None:
+    assert fingerprint_records([{"a": "x", "b": "yz"}]) != fingerprint_records([{"a": "xy", "b": "z"}])
+    assert fingerprint_records([{"a": "x"}, {"a": "y"}]) != fingerprint_records([{"a": "x", "b": "y"}])
