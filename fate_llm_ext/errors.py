@@ -342,6 +342,11 @@ CATALOGUE: dict[str, ErrorKind] = {
         "count as private.",
         "Leave `privacy.delta` out (then it is {default}) or set it below {limit}.",
     ),
+    "E608": ErrorKind(
+        "The budget of {table} has δ = {delta}, which is not below 1 / N = {limit} for {records} records: publishing "
+        "one record in the clear would hold it.",
+        "Its owner sets `delta` below {limit} in `budgets` of the site file, e.g. {default}.",
+    ),
     "E610": ErrorKind(
         "{what} of {table} is refused: it costs ε = {alone}, {releases} earlier release(s) cost {spent}, all together "
         "{composed}, allowed are {budget} (δ = {delta}, accountant {accountant}).",
@@ -354,23 +359,27 @@ CATALOGUE: dict[str, ErrorKind] = {
     ),
     "E612": ErrorKind(
         "The privacy ledger {path} has {count} problem(s), so nobody knows what is spent: {problems}",
-        "Restore the folder from a backup; `fate-llm-ext privacy verify` names all problems.",
+        "Restore the folder from a backup and lower the budgets by what was released since, which it does not know, or "
+        "to what is spent; `fate-llm-ext privacy verify` names all problems.",
     ),
-    "E613": ErrorKind("Line {line} {reason}.", "Restore the ledger's folder from a backup."),
+    "E613": ErrorKind(
+        "Line {line} {reason}.",
+        "Restore the ledger's folder from a backup; releases made since are missing there, so lower the budgets by "
+        "them.",
+    ),
     "E614": ErrorKind(
-        "The file does not end as it should: {reason}.", "Restore the ledger's folder from a backup, as a whole."
+        "The file does not end as it should: {reason}.",
+        "Restore the ledger's folder from a backup, as a whole; releases made since are missing there, so lower the "
+        "budgets by them.",
     ),
     "E615": ErrorKind(
         "The last {bytes} bytes are no entry: their writer was stopped before it could release anything.",
         "Nothing to do: the next release marks them and goes on.",
     ),
     "E616": ErrorKind(
-        "The site sets no privacy budget for {table} (it has budgets for: {known}).",
+        "The site sets no privacy budget for {table} (it has budgets for: {known}); as soon as it has one for any "
+        "table, nothing leaves about the others.",
         "Its owner adds `budgets: {{{table}: {{epsilon: <ε>, delta: <δ>}}}}` to the site file.",
-    ),
-    "E617": ErrorKind(
-        "The receipt {receipt} cannot be resumed: {reason}.",
-        "Charge the release anew, or resume from the checkpoint that belongs to the receipt.",
     ),
     "E618": ErrorKind(
         "The privacy ledger {path} cannot be written: {reason}.",
@@ -397,8 +406,9 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Raise privacy.epochs and plan again.",
     ),
     "E634": ErrorKind(
-        "A record's gradient is not finite in step {step} of {phase} (learning rate {learning_rate}).",
-        "Lower privacy.learning_rate or use model.dtype: float32.",
+        "The weights are not finite after step {step} of {phase} (learning rate {learning_rate}).",
+        "Lower `privacy.learning_rate`, or load the model in float32.",
+        shared=True,
     ),
     "E635": ErrorKind(
         "The stored state of the noisy training does not fit: its {what}: {stored}, here: {got}.",

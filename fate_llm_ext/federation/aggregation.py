@@ -28,6 +28,8 @@ _SHARE_BYTES = 8  # an owner tells how much it weighs, and hears its share
 _MASKED_BYTES = 16  # per number: FATE sends a masked integer and a masked fraction, in double precision
 _MEAN_BYTES = 8
 
+_LARGEST = float(np.finfo(np.float32).max)  # the mean becomes weights again
+
 
 class SecureMean:
     """The mean over all owners, round by round; the arbiter has one too and serves it.
@@ -62,8 +64,8 @@ class SecureMean:
             The means, float64.
 
         Raises:
-            ExtensionError: E301 if the owners' arrays have different shapes or the mean is not finite, E303, E304
-                and E305 as in :meth:`Channel.receive`.
+            ExtensionError: E301 if the owners' arrays have different shapes or the mean is not finite in float32,
+                E303, E304 and E305 as in :meth:`Channel.receive`.
         """
         from fate.ml.aggregator import SecureAggregatorClient
 
@@ -123,8 +125,8 @@ class SecureMean:
         reason = ""
         if [np.shape(one) for one in means] != [one.shape for one in given] or abs(means[0] - given[0])[0] > 1e-3:
             reason = f"the {len(given) - 1} arrays of this owner do not have the shapes of another owner's"
-        elif not all(np.isfinite(one).all() for one in means):
-            reason = "the mean holds NaN or infinite values"
+        elif not all(bool((np.abs(one) <= _LARGEST).all()) for one in means):
+            reason = "the mean holds NaN, infinite values or numbers beyond single precision"
         if reason:
             sender = self._channel.peers[0].name
             raise ExtensionError("E301", sender=sender, message=WEIGHTS_MESSAGE, reason=reason)

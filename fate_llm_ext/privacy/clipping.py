@@ -1,7 +1,8 @@
 """Sums of clipped per-record gradients: ``Σ_i g_i min(1, C / ‖g_i‖)``, the only thing DP-SGD takes from records.
 
 The norm is the flat L2 norm over all trainable parameters, a tied weight counts once, and norm and sum are fp32
-(or wider) whatever the weights are. :func:`choose` finds the cheapest of three ways that is right for the model.
+(or wider) whatever the weights are. A gradient without a finite norm counts as zero: whatever a record does to the
+model, it moves the sum by at most C. :func:`choose` finds the cheapest of three ways that is right for the model.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from fate_llm_ext.data.collate import Item
 from fate_llm_ext.errors import ExtensionError
-from fate_llm_ext.privacy.layer_gradients import Dense, Piece, inner, owned, rule_of, uncovered
+from fate_llm_ext.privacy.layer_gradients import Dense, Piece, inner, only, owned, rule_of, uncovered
 from fate_llm_ext.privacy.record_loss import RecordLoss
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ class RecordLoop:
         """Add the records' clipped gradients to ``sums``, one tensor per parameter.
 
         Returns:
-            The records' losses, detached (float32 [B]); NaN where the norm of the gradient is not finite.
+            The records' losses, detached (float32 [B]); NaN where the norm of the gradient is not finite, so that
+            nothing was added for the record.
         """
         return torch.stack([self._add_one(item, sums) for item in items])
 
@@ -101,9 +103,10 @@ class LayerClipper:
             squares += self._square(number, pieces)
         finite = torch.isfinite(squares)
         factors = torch.where(finite, _factors(squares.clamp(min=0).sqrt(), self._max_grad_norm), 0.0)
+        broken = not bool(finite.all())
         for number in sorted(self._pieces):
             for piece in self._pieces.pop(number):
-                piece.add(factors.to(sums[number].dtype), sums[number])
+                (only(piece, finite) if broken else piece).add(factors.to(sums[number].dtype), sums[number])
         return torch.where(finite, losses.detach(), torch.nan)
 
     def _square(self, number: int, pieces: List[Piece]) -> Tensor:

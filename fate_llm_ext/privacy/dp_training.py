@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import logging
 import math
+import time
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
@@ -20,6 +21,7 @@ import torch
 
 from fate_llm_ext.config import PrivacyConfig
 from fate_llm_ext.data.collate import Item
+from fate_llm_ext.data.fingerprint import fingerprint_items
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.privacy.clipping import choose
 from fate_llm_ext.privacy.events import Mechanism, PoissonGaussian
@@ -29,6 +31,8 @@ from fate_llm_ext.progress import Progress
 from fate_llm_ext.training.losses import Tail
 
 logger = logging.getLogger(__name__)
+
+_SIGN_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,8 @@ class DPTrainer:
         plan: from :func:`plan_training`.
         config: optimizer, schedule and physical batch; privacy is the plan's.
         phase: what the user sees beside the progress.
-        heartbeat: called between physical batches with what is being done. It goes to other parties, so it
-            names the step and nothing that depends on the records.
+        heartbeat: called with what is being done, between physical batches, but at most once a second: calls that
+            went along with the batches would tell how many records a step has sampled.
         randomness: tests give one; the default is secret.
         temperature: of the KD term of items with a teacher.
         tail: what becomes of the teacher's tail mass.
@@ -144,6 +148,8 @@ class DPTrainer:
         )
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
         self._lengths = np.array([len(item.ids) for item in items])
+        self._last_sign = -math.inf
+        logger.info("randomness: %s", self.randomness.describe())
 
     @property
     def per_sample(self) -> str:
@@ -154,23 +160,33 @@ class DPTrainer:
         """Train that many further steps.
 
         Returns:
-            Mean loss per record over what was sampled, NaN if nothing was. It is not private: it stays here.
+            Mean loss per record over what was sampled, NaN if nothing was. It is not private: it stays here. A
+            record whose gradient is not finite counts as zero in its step and is left out of the mean; how often
+            that happened stands in this party's log.
 
         Raises:
-            ExtensionError: E633 if that is more than planned, E634 if a record's gradient is not finite.
+            ExtensionError: E633 if that is more than planned, E634 if a weight is not finite after a step.
         """
         if self.steps_done + steps > self.plan.steps:
             raise ExtensionError("E633", done=self.steps_done, asked=steps, planned=self.plan.steps)
         progress = Progress(self._phase, self.plan.steps)
         seen: List[float] = []
-        with self._training():
-            for _ in range(steps):
-                seen += self._sum_clipped(self._sample(), progress)
-                self.steps_done += 1  # from here on the records have been used
-                self._add_noise()
-                self._update()
-                progress.update(self.steps_done)
-        return float(np.mean(seen)) if seen else math.nan
+        try:
+            with self._training():
+                for _ in range(steps):
+                    seen += self._sum_clipped(self._sample(), progress)
+                    self.steps_done += 1  # from here on the records have been used
+                    self._add_noise()
+                    self._update()
+                    progress.update(self.steps_done)
+        finally:
+            losses = np.array(seen)
+            broken = int(np.isnan(losses).sum())
+            if broken:
+                text = "%s: %d of %d gradients of single records were not finite and counted as zero"
+                logger.warning(text, self._phase, broken, len(losses))
+        losses = losses[np.isfinite(losses)]
+        return float(losses.mean()) if len(losses) else math.nan
 
     def spent(self) -> PoissonGaussian:
         """The steps really done, as an event."""
@@ -180,6 +196,7 @@ class DPTrainer:
         """Everything that training continues from, bit for bit. It holds the noise's state: it stays with the owner."""
         return {
             "plan": dataclasses.asdict(self.plan),
+            "records": fingerprint_items(self._items),
             "steps_done": self.steps_done,
             "weights": {name: p.detach().clone() for name, p in zip(self._names, self._parameters)},
             "optimizer": copy.deepcopy(self._optimizer.state_dict()),
@@ -190,12 +207,18 @@ class DPTrainer:
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`.
 
+        Only the newest state may be loaded, and only once. Two continuations of one state share their sample and
+        their noise: if both are seen, their difference holds what was to be hidden.
+
         Raises:
-            ExtensionError: E635 if it belongs to another plan or other parameters.
+            ExtensionError: E635 if it belongs to another plan, other records or other parameters.
         """
         plan = dataclasses.asdict(self.plan)
         if state["plan"] != plan:
             raise ExtensionError("E635", what="plan", stored=state["plan"], got=plan)
+        if state["records"] != fingerprint_items(self._items):
+            count = self.plan.records
+            raise ExtensionError("E635", what="records", stored=f"{count} with other content", got=f"these {count}")
         stored = {name: tuple(value.shape) for name, value in state["weights"].items()}
         shapes = {name: tuple(p.shape) for name, p in zip(self._names, self._parameters)}
         if stored != shapes:
@@ -221,15 +244,18 @@ class DPTrainer:
         losses: List[float] = []
         size = self._config.physical_batch_size
         for start in range(0, len(rows), size):
-            self._heartbeat(f"{self._phase}, step {self.steps_done + 1} of {self.plan.steps}")
+            self._sign_of_life()
             progress.update(self.steps_done)
             part = self._clipper.add([self._items[row] for row in rows[start : start + size]], self._sums)
-            if not torch.isfinite(part).all():
-                raise ExtensionError(
-                    "E634", step=self.steps_done + 1, phase=self._phase, learning_rate=self._config.learning_rate
-                )
             losses += part.tolist()
+        self._sign_of_life()
         return losses
+
+    def _sign_of_life(self) -> None:
+        now = time.monotonic()
+        if now - self._last_sign >= _SIGN_SECONDS:
+            self._last_sign = now
+            self._heartbeat(f"{self._phase}, step {self.steps_done + 1} of {self.plan.steps}")
 
     def _add_noise(self) -> None:
         """N(0, σ² C²) on every number of the sum, once per step."""
@@ -238,13 +264,17 @@ class DPTrainer:
                 self.randomness.add_noise(total, self.plan.noise_multiplier * self.plan.max_grad_norm)
 
     def _update(self) -> None:
-        """One optimizer step on the noisy sum divided by q N."""
+        """One optimizer step on the noisy sum divided by q N; all from here on is post-processing."""
         for parameter, total in zip(self._parameters, self._sums):
             parameter.grad = total.div_(self.plan.expected_batch_size)
         self._optimizer.step()
         self._scheduler.step()
         for parameter in self._parameters:
             parameter.grad = None
+        if not bool(torch.stack([torch.isfinite(p).all() for p in self._parameters]).all()):
+            raise ExtensionError(
+                "E634", step=self.steps_done, phase=self._phase, learning_rate=self._config.learning_rate
+            )
 
     def _rate(self, step: int) -> float:
         """Share of the peak learning rate at a step, from 0; unlike the libraries', no step is spent at rate 0."""

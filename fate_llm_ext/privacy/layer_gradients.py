@@ -102,6 +102,23 @@ def inner(one: Piece, other: Piece) -> Tensor:
     raise TypeError(f"no inner product of {type(one).__name__} and {type(other).__name__}")
 
 
+def only(piece: Piece, records: Tensor) -> Piece:
+    """The piece with the gradients of all other records zero, even where zero times the gradient is no number.
+
+    Args:
+        records: bool [B], those that keep their gradients.
+    """
+
+    def kept(rows: Tensor) -> Tensor:
+        return rows.masked_fill(~records.view(-1, *[1] * (rows.dim() - 1)), 0.0)
+
+    if isinstance(piece, Outer):
+        return Outer(kept(piece.left), kept(piece.right))
+    if isinstance(piece, Rows):
+        return Rows(piece.ids, kept(piece.values), piece.transposed)
+    return Dense(kept(piece.gradient))
+
+
 # What a layer's rule returns: for each of its parameters, its piece of the gradient.
 Pieces = List[Tuple[nn.Parameter, Piece]]
 Rule = Callable[[Any, Tuple[Any, ...], Dict[str, Any], Tensor], Pieces]

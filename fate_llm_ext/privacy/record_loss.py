@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fate_llm_ext.data.collate import Batch, Collator, Item
 from fate_llm_ext.models.loading import split_head
-from fate_llm_ext.training.losses import Tail, chunked_head_loss, sparse_kd_loss, token_nll
+from fate_llm_ext.training.losses import Tail, chunked_head_loss, weighted_nll_and_kd
 
 # Logits of one chunk of answer positions: at most this many floats (256 MB in fp32).
 _CHUNK_FLOATS = 1 << 26
@@ -67,25 +67,14 @@ class RecordLoss:
         return values.new_zeros(len(items)).index_add(0, torch.from_numpy(owner).to(values.device), values)
 
     def _positions(self, logits: Tensor, batch: Batch, part: slice) -> Tensor:
-        """Weighted gold and teacher losses of some answer positions, float32 [p]."""
-        gold_weight, teacher_weight = batch["gold_weight"][part], batch["teacher_weight"][part]
-        loss = gold_weight * token_nll(logits, batch["target"][part])
-        taught = (teacher_weight > 0).nonzero().squeeze(1)
-        if len(taught):
-            kd = sparse_kd_loss(
-                logits[taught],
-                batch["teacher_ids"][part][taught],
-                batch["teacher_log_probs"][part][taught],
-                temperature=self._temperature,
-                tail=self._tail,
-            )
-            # The square keeps the gradient's scale at any temperature.
-            loss = loss.index_add(0, taught, teacher_weight[taught] * kd * self._temperature**2)
-        return loss
+        return weighted_nll_and_kd(logits, batch, part, self._temperature, self._tail)
 
 
 def _rectangular(batch: Batch, counts: List[int]) -> Batch:
-    """As many positions of each record; those added have no weight."""
+    """As many positions of each record; those added have no weight.
+
+    They are places of the record itself: zero times another record's loss need not be zero.
+    """
     width = max(counts)
     if min(counts) == width:
         return batch
@@ -97,4 +86,9 @@ def _rectangular(batch: Batch, counts: List[int]) -> Batch:
         else:
             wide[name] = value.new_zeros(len(counts) * width, *value.shape[1:])
             wide[name][places] = value
+    length = batch["input_ids"].shape[1]
+    first = torch.arange(len(counts), device=wide["flat"].device).repeat_interleave(width) * length
+    added = torch.ones(len(first), dtype=torch.bool)
+    added[places] = False
+    wide["flat"][added] = first[added].to(wide["flat"].dtype)
     return wide

@@ -18,6 +18,9 @@ import torch
 # Noise is drawn in pieces of this many numbers, so that it never exists twice in memory.
 _PIECE = 1 << 20
 
+# Generators and the bits of the seeds that they use.
+_NUMPY, _PHILOX, _MERSENNE = "numpy PCG64DXSM, 256 bits", "torch Philox, 63 bits", "torch mt19937, 32 bits"
+
 
 @dataclass
 class Randomness:
@@ -26,7 +29,8 @@ class Randomness:
     Attributes:
         sampling: draws the records of a step.
         noise: draws the Gaussian noise; numpy's on a CPU (torch's is seeded with 32 bits there), torch's on a GPU.
-        dropout: masks; it replaces torch's global generator while a step runs.
+        dropout: masks; torch's, hence seeded with 32 bits on a CPU. It replaces torch's global generator while a step
+            runs.
     """
 
     sampling: np.random.Generator
@@ -35,7 +39,7 @@ class Randomness:
 
     @classmethod
     def secret(cls, device: Union[str, torch.device] = "cpu") -> Randomness:
-        """Seeded from the operating system's entropy: 256 bits each on a CPU, 64 bits for torch's generators."""
+        """Seeded from the operating system's entropy: 256 bits for numpy's generators; torch's take 63, 32 on a CPU."""
         return cls._make(torch.device(device), None)
 
     @classmethod
@@ -51,8 +55,9 @@ class Randomness:
 
     def describe(self) -> str:
         """For the privacy report: the generators and their seeding, never their state."""
-        noise = "numpy PCG64DXSM, 256 bits" if isinstance(self.noise, np.random.Generator) else "torch Philox, 64 bits"
-        return f"sampling: numpy PCG64DXSM, 256 bits; noise: {noise}"
+        noise = _NUMPY if isinstance(self.noise, np.random.Generator) else _PHILOX
+        dropout = _MERSENNE if self.dropout.device.type == "cpu" else _PHILOX
+        return f"sampling: {_NUMPY}; noise: {noise}; dropout: {dropout}"
 
     def add_noise(self, values: torch.Tensor, std: float) -> None:
         """Add independent N(0, std²) to each number of a contiguous tensor, in place."""

@@ -6,7 +6,7 @@ All functions work on ``P`` positions gathered from any number of samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -73,6 +73,28 @@ def _tail_term(scores: Tensor, total: Tensor, ids: Tensor, valid: Tensor, mass: 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """``-log p(target)`` of each position: float32 [P], nats."""
     return torch.nn.functional.cross_entropy(logits.float(), targets.long(), reduction="none")
+
+
+def weighted_nll_and_kd(
+    logits: Tensor, batch: Mapping[str, Tensor], part: slice, temperature: float = 1.0, tail: Tail = "bucket"
+) -> Tensor:
+    """``gold_weight * CE + teacher_weight * t² * KD`` of some answer positions of a batch: float32 [p].
+
+    Args:
+        logits: [p, V].
+        batch: from :class:`~fate_llm_ext.data.collate.Collator`; its weights hold the means over positions and items.
+        part: the positions.
+        temperature: t, of teacher and student. The square keeps the gradient's scale at any temperature.
+        tail: as :func:`sparse_kd_loss`.
+    """
+    gold_weight, teacher_weight = batch["gold_weight"][part], batch["teacher_weight"][part]
+    loss = gold_weight * token_nll(logits, batch["target"][part])
+    taught = (teacher_weight > 0).nonzero().squeeze(1)
+    if len(taught):
+        ids, log_probs = batch["teacher_ids"][part][taught], batch["teacher_log_probs"][part][taught]
+        kd = sparse_kd_loss(logits[taught], ids, log_probs, temperature, tail)
+        loss = loss.index_add(0, taught, teacher_weight[taught] * kd * temperature**2)
+    return loss
 
 
 def chunked_head_loss(

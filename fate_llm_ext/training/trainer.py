@@ -16,7 +16,7 @@ from fate_llm_ext.data.collate import Batch, Collator, Item
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.loading import split_head
 from fate_llm_ext.training.hooks import PhaseCallback
-from fate_llm_ext.training.losses import Tail, chunked_head_loss, sparse_kd_loss, token_nll
+from fate_llm_ext.training.losses import Tail, chunked_head_loss, weighted_nll_and_kd
 
 logger = logging.getLogger(__name__)
 
@@ -174,18 +174,4 @@ class _Trainer(transformers.Trainer):
         return (loss, None) if return_outputs else loss
 
     def _weighted(self, logits: torch.Tensor, inputs: Batch, part: slice) -> torch.Tensor:
-        """Weighted gold and teacher losses of some answer positions, [p]."""
-        gold_weight, teacher_weight = inputs["gold_weight"][part], inputs["teacher_weight"][part]
-        loss = gold_weight * token_nll(logits, inputs["target"][part])
-        taught = (teacher_weight > 0).nonzero().squeeze(1)
-        if len(taught):
-            kd = sparse_kd_loss(
-                logits[taught],
-                inputs["teacher_ids"][part][taught],
-                inputs["teacher_log_probs"][part][taught],
-                temperature=self._temperature,
-                tail=self._tail,
-            )
-            # The square keeps the gradient's scale at any temperature.
-            loss = loss.index_add(0, taught, teacher_weight[taught] * kd * self._temperature**2)
-        return loss
+        return weighted_nll_and_kd(logits, inputs, part, self._temperature, self._tail)

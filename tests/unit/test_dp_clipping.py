@@ -192,6 +192,55 @@ def test_a_gradient_that_is_not_finite_shows(way: str) -> None:
     assert not torch.isfinite(losses).any()
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ["gpt2", "gpt2 untied", "gpt2 lora", "llama lora", "opt lora embeddings"])
+def test_a_record_without_a_finite_gradient_adds_nothing(kind: str, way: str) -> None:
+    """Not even to the records beside it: the sum is that of the others."""
+    of = model(kind)
+    poison = Item(np.array([1, VOCABULARY - 1, 3], dtype=np.int32), np.array([2], dtype=np.int32))
+    others = [Item(np.minimum(one.ids, VOCABULARY - 2), one.answer, one.gold_weight) for one in ITEMS]
+    expected = fast_sums(of, [others], 0.5, way)
+    clipper = choose(of, trained(of), RecordLoss(of, PAD, temperature=2.0), 0.5, way)
+    embedding = of.get_input_embeddings()
+
+    def spoil(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        bad = (inputs[0] == VOCABULARY - 1)[..., None]
+        return torch.where(bad, torch.full_like(output, torch.inf), output)
+
+    handle = embedding.register_forward_hook(spoil)
+    sums = [torch.zeros_like(p) for p in trained(of)]
+    losses = clipper.add([poison, *others[:3], poison, *others[3:]], sums)
+    handle.remove()
+    assert torch.isnan(losses).tolist() == [row in (0, 4) for row in range(10)]
+    assert distance(sums, expected) < 1e-6
+    assert all(bool(torch.isfinite(s).all()) for s in sums)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_clipped_sums_are_those_of_opacus(way: str) -> None:
+    """Opacus' own per-sample gradients, an independent implementation, of a Llama with adapters."""
+    from opacus import GradSampleModule
+
+    of = model("llama lora")
+    sums = fast_sums(of, [ITEMS[:3], ITEMS[4:]], 0.5, way)
+    parameters = trained(of)
+    wrapped = GradSampleModule(of, strict=False).train()  # Opacus looks at nothing in evaluation mode
+    total = [torch.zeros_like(p) for p in parameters]
+    for one in [*ITEMS[:3], *ITEMS[4:]]:  # unlike lengths: one at a time, beside a copy, in one batch
+        ids = torch.from_numpy(one.ids.astype(np.int64)).expand(2, -1)
+        places = torch.from_numpy(one.answer.astype(np.int64))
+        logits = wrapped(input_ids=ids).logits[:, places - 1]
+        loss = F.cross_entropy(logits.transpose(1, 2), ids[:, places], reduction="none").mean(1)
+        wrapped.zero_grad()
+        (one.gold_weight * loss.mean()).backward()
+        rows = [p.grad_sample[0] for p in parameters]
+        norm = torch.cat([row.flatten() for row in rows]).norm()
+        for kept, row in zip(total, rows):
+            kept += row * min(1.0, 0.5 / float(norm))
+    wrapped.remove_hooks()
+    assert distance(sums, total) < 1e-6
+
+
 def test_the_model_comes_back_as_it_was() -> None:
     of = add_lora(model("gpt2", torch.float32), LoraConfig(dropout=0.1), seed=0).train()
     before = {name: value.clone() for name, value in of.state_dict().items()}

@@ -144,3 +144,13 @@ def test_state_is_exact() -> None:
             (randomness.sampling.random(3).tolist(), noise.tolist(), randomness.dropout.get_state().tolist())
         )
     assert results[0] == results[1]
+
+
+def test_the_generators_are_described_as_they_are() -> None:
+    text = Randomness.seeded(0).describe()
+    assert text.count("numpy PCG64DXSM, 256 bits") == 2
+    assert text.endswith("dropout: torch mt19937, 32 bits")
+    one, other = torch.Generator(), torch.Generator()
+    one.manual_seed(5)
+    other.manual_seed(5 + (1 << 40))  # only the low 32 bits count on a CPU
+    assert torch.equal(torch.rand(4, generator=one), torch.rand(4, generator=other))

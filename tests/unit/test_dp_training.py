@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 from typing import Any, List, Sequence
 
 import numpy as np
@@ -262,15 +263,63 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 @pytest.mark.parametrize("way", ["hooks", "ghost", "loop"])
-def test_a_gradient_that_is_not_finite_stops_the_training(way: str) -> None:
+def test_a_record_with_a_gradient_that_is_not_finite_does_not_stop_the_others(
+    way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What one record does to the model must not decide whether the job goes on."""
+    said: List[str] = []
+    records = [Item(np.minimum(one.ids, 38), one.answer) for one in items(7)]
+    records.append(Item(np.array([39, 5, 6], dtype=np.int32), np.array([2], dtype=np.int32)))
     of = model()
-    running = trainer(of, per_sample=way)
-    running.run(1)
-    with torch.no_grad():
-        of.transformer.wte.weight.fill_(torch.nan)
-    with pytest.raises(ExtensionError, match=r"E634.*step 2 of teacher"):
-        running.run(1)
-    assert running.steps_done == 1
+    plan = dataclasses.replace(PLAN, sampling_rate=1.0, noise_multiplier=0.0)
+    running = trainer(of, plan, records, per_sample=way, heartbeat=said.append, learning_rate=1e-3)
+
+    def spoil(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return torch.where((inputs[0] == 39)[..., None], torch.full_like(output, torch.nan), output)
+
+    of.transformer.wte.register_forward_hook(spoil)
+    with caplog.at_level(logging.WARNING):
+        loss = running.run(2)
+    assert running.steps_done == 2
+    assert np.isfinite(loss)
+    assert torch.isfinite(flat(of)).all()
+    assert "teacher: 2 of 16 gradients of single records were not finite and counted as zero" in caplog.text
+    assert not [text for text in said if "finite" in text]
+
+
+@pytest.mark.parametrize("way", ["hooks", "loop"])
+def test_weights_that_are_not_finite_stop_the_training(way: str) -> None:
+    of = trainer(per_sample=way, learning_rate=1e38, weight_decay=0.5)
+    with pytest.raises(ExtensionError, match=r"E634 The weights are not finite after step \d of teacher"):
+        of.run(5)
+    assert 1 <= of.steps_done < 5, "the step was taken, so it counts"
+
+
+def test_signs_of_life_go_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many records a step samples, and in however many physical batches."""
+    clock = [0.0]
+
+    def tick() -> float:
+        clock[0] += 0.01  # a hundred looks at the clock take a second
+        return clock[0]
+
+    monkeypatch.setattr("fate_llm_ext.privacy.dp_training.time.monotonic", tick)
+    said: List[str] = []
+    trainer(physical_batch_size=1, heartbeat=lambda _: said.append(f"{clock[0]:.2f}")).run(40)
+    assert clock[0] > 1.5
+    gaps = np.diff([float(text) for text in said])
+    assert len(gaps) >= 1
+    assert ((gaps > 0.99) & (gaps < 1.1)).all()
+
+
+def test_a_state_belongs_to_its_records() -> None:
+    stored = trainer().state_dict()
+    other = items()
+    other[3] = Item(other[3].ids[::-1].copy(), other[3].answer)
+    for records in (other, items()[::-1]):
+        with pytest.raises(ExtensionError, match=r"E635 .* its records: 8 with other content, here: these 8"):
+            trainer(records=records).load_state_dict(stored)
+    trainer(seed=2).load_state_dict(stored)
 
 
 def test_a_state_survives_the_disk() -> None:

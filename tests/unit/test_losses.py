@@ -15,6 +15,7 @@ from fate_llm_ext.training.losses import (
     chunked_head_loss,
     sparse_kd_loss,
     token_nll,
+    weighted_nll_and_kd,
 )
 
 
@@ -181,3 +182,16 @@ def test_chunked_head_trains_the_head_over_frozen_states_and_keeps_no_logits() -
         again = chunked_head_loss(hidden, head, 8, lambda z, rows: token_nll(z, targets[rows]))
     torch.testing.assert_close(again, losses.detach())
     assert chunked_head_loss(hidden[:0], head, 8, lambda z, rows: z[:, 0]).shape == (0,)
+
+
+def test_the_weighted_loss_is_the_sum_of_its_terms() -> None:
+    logits, ids, log_probs = case(3, 6, 20, 4)
+    weights = torch.tensor([[0.5, 0.0], [0.0, 0.7], [0.3, 0.2], [0.0, 0.0], [1.0, 1.0], [0.1, 0.9]])
+    target = torch.arange(6)
+    names = ("gold_weight", "teacher_weight", "target", "teacher_ids", "teacher_log_probs")
+    batch = dict(zip(names, (weights[:, 0], weights[:, 1], target, ids, log_probs)))
+    expected = weights[:, 0] * token_nll(logits, target)
+    expected = expected + 4.0 * weights[:, 1] * sparse_kd_loss(logits, ids, log_probs, 2.0, "drop")
+    for part in (slice(None), slice(1, 4)):
+        found = weighted_nll_and_kd(logits[part], batch, part, 2.0, "drop")
+        torch.testing.assert_close(found, expected[part])
