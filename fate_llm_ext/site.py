@@ -23,7 +23,7 @@ import pydantic
 from pydantic import Field
 
 from fate_llm_ext.errors import ExtensionError
-from fate_llm_ext.privacy.events import Budget
+from fate_llm_ext.privacy.events import Budget  # a fact like those of this file; the module computes nothing
 
 SITE_FILE_VARIABLE = "FATE_LLM_EXT_SITE"
 ROOT_VARIABLE = "FATE_LLM_EXT_ROOT"
@@ -60,7 +60,7 @@ class Site(pydantic.BaseModel):
     threads: Optional[int] = Field(None, ge=1, description="CPU threads of this party's process.")
     state: str = Field(
         "state",
-        description="Folder for what outlives a task, the privacy ledger; in a file with sections: state/<party>.",
+        description="Folder for what outlives a task, the privacy ledger; in a file with sections: state/<party id>.",
     )
 
     def path(self, value: str) -> Path:
@@ -87,14 +87,17 @@ class Site(pydantic.BaseModel):
         Raises:
             ExtensionError: E616 if the site file allows nothing for it.
         """
-        allowed = self.budgets.get(table)
-        if allowed is None:
+        if table not in self.budgets:
             raise ExtensionError("E616", table=table, known=", ".join(sorted(self.budgets)) or "nothing")
-        return Budget(epsilon=allowed.epsilon, delta=allowed.delta)
+        return self.all_budgets()[table]
 
     def budget_if_any(self, table: str) -> Optional[Budget]:
-        """As :meth:`budget`, None without one; for releases without differential privacy."""
-        return self.budget(table) if table in self.budgets else None
+        """As :meth:`budget`, None without one; to show it. What may be released, the ledger decides by all budgets."""
+        return self.all_budgets().get(table)
+
+    def all_budgets(self) -> Dict[str, Budget]:
+        """The budget of every table that has one; the ledger needs them all, for a job chooses the table's name."""
+        return {table: Budget(epsilon=one.epsilon, delta=one.delta) for table, one in self.budgets.items()}
 
     def ledger(self) -> Path:
         """Folder of the privacy ledger, see :mod:`fate_llm_ext.privacy.ledger`."""
@@ -125,11 +128,12 @@ def load_sites(path: Path, root: Optional[str] = None) -> Dict[str, Site]:
     problems: List[str] = []
     for party, section in sections.items():
         try:
-            # Parties of one file share the root; a ledger is one party's.
-            state = str(Path("state") / party)
+            # Parties of one file share the root. A ledger is one party's, whatever role a job gives it.
+            state = str(Path("state") / party.rpartition("_")[2])
             sites[party] = Site(**{"root": base, "state": state, **section})
         except pydantic.ValidationError as error:
             problems += [f"{party or path.name}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+    problems += _share_budgets(sites)
     if problems:
         raise ExtensionError("E113", path=path, count=len(problems), problems="; ".join(problems))
     return sites
@@ -144,6 +148,22 @@ def current_site(role: str, party_id: str) -> Site:
     if site is None:
         raise ExtensionError("E114", party=party, path=path, known=", ".join(sorted(sites)))
     return site
+
+
+def _share_budgets(sites: Dict[str, Site]) -> List[str]:
+    """Give all sections with one ledger the budgets of all; a job chooses the role in which a party runs."""
+    shared: Dict[Path, Dict[str, SiteBudget]] = {}
+    problems = []
+    for party, site in sites.items():
+        budgets = shared.setdefault(site.ledger(), {})
+        for table, budget in site.budgets.items():
+            if budgets.setdefault(table, budget) != budget:
+                problems.append(
+                    f"{party}.budgets.{table}: another section with the same ledger ({site.ledger()}) sets another one"
+                )
+    for site in sites.values():
+        site.budgets = shared[site.ledger()]
+    return problems
 
 
 def _read_yaml(path: Path) -> Dict[str, Any]:

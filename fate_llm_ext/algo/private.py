@@ -61,7 +61,7 @@ def refuse_early(site: Site, data: DataSet, planned: Planned) -> None:
     Raises:
         ExtensionError: as :func:`charge`.
     """
-    _ledger(site).quote(data, planned.release, _budget(site, data, planned), planned.accountant)
+    _ledger(site).quote(data, planned.release, site.all_budgets(), planned.accountant)
 
 
 def charge(site: Site, data: DataSet, planned: Planned) -> LedgerTotal:
@@ -71,12 +71,11 @@ def charge(site: Site, data: DataSet, planned: Planned) -> LedgerTotal:
         What the ledger then says about the table.
 
     Raises:
-        ExtensionError: E616 if the release is differentially private and the site sets no budget for the table;
-            the refusals and failures of :meth:`fate_llm_ext.privacy.ledger.Ledger.charge`.
+        ExtensionError: the refusals and failures of :meth:`fate_llm_ext.privacy.ledger.Ledger.charge`.
     """
-    ledger, budget = _ledger(site), _budget(site, data, planned)
-    ledger.charge(data, planned.release, budget, planned.accountant)
-    return total(ledger, data, budget, planned)
+    ledger = _ledger(site)
+    ledger.charge(data, planned.release, site.all_budgets(), planned.accountant)
+    return total(ledger, data, site.budget_if_any(data.table), planned)
 
 
 def total(ledger: Ledger, data: DataSet, budget: Optional[Budget], planned: Planned) -> LedgerTotal:
@@ -106,7 +105,3 @@ def _ledger(site: Site) -> Ledger:
     from fate_llm_ext.privacy.ledger import Ledger
 
     return Ledger(site.ledger())
-
-
-def _budget(site: Site, data: DataSet, planned: Planned) -> Optional[Budget]:
-    return site.budget(data.table) if planned.release.private else site.budget_if_any(data.table)

@@ -182,7 +182,7 @@ def _print_spending(found: List[Any]) -> None:
             who = f"{one.party or 'this site'}  {entry.time[:19].replace('T', ' ')} UTC  {entry.data.table}"
             click.echo(f"{who}  ε = {show_epsilon(alone)} alone  {release.algorithm}, job {release.job}")
             click.echo(f"    to {', '.join(release.recipients) or 'outputs'}: {release.what}")
-            click.echo("    " + ("paid for before an interruption" if entry.resumes else how))
+            click.echo(f"    {how}")
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str]) -> None:

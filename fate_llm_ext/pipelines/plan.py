@@ -9,15 +9,18 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.pipelines import catalog
 from fate_llm_ext.pipelines.job import Dag, Party, Task
 from fate_llm_ext.pipelines.parameters import CONFIGS
-from fate_llm_ext.privacy.events import Budget, DataSet, Mechanism, fingerprint_records
+from fate_llm_ext.privacy.events import Budget, DataSet, fingerprint_records
 from fate_llm_ext.privacy.report import show_delta, show_epsilon
 from fate_llm_ext.site import Site, load_sites
+
+if TYPE_CHECKING:
+    from fate_llm_ext.privacy.limits import Charge
 
 # What a component's stage releases: function of (config, data set, job, other parties) -> algo.private.Planned.
 PLANS: Dict[Tuple[str, str], str] = {
@@ -80,7 +83,7 @@ class _Planner:
     def __init__(self, dag: Dag, sites: Dict[str, Site]) -> None:
         self._dag = dag
         self._sites = sites
-        self._pending: Dict[Path, List[Tuple[DataSet, Mechanism]]] = {}
+        self._pending: Dict[Path, List[Charge]] = {}
 
     def task(self, task: Task) -> List[Line]:
         """The lines of one task."""
@@ -119,6 +122,7 @@ class _Planner:
         """What the ledger has, would have, and whether the site would let it happen."""
         from fate_llm_ext.privacy.accountants import default_delta, epsilon
         from fate_llm_ext.privacy.ledger import Ledger
+        from fate_llm_ext.privacy.limits import Charge
 
         data, planned, ledger = line.data, line.planned, Ledger(site.ledger())
         if data is None or planned is None:
@@ -126,13 +130,12 @@ class _Planner:
         line.budget = site.budget_if_any(line.table)
         line.delta = line.budget.delta if line.budget else planned.delta or default_delta(max(2, data.records))
         pending = self._pending.setdefault(site.ledger(), [])
-        earlier = [one for other, one in pending if other.table == data.table or other.fingerprint == data.fingerprint]
-        before = [*ledger.mechanisms(data), *earlier]
+        before = ledger.mechanisms(data, pending)
         line.epsilon = epsilon(planned.release.mechanisms, line.delta, planned.accountant)
         line.spent = epsilon(before, line.delta, planned.accountant)
         line.after = epsilon([*before, *planned.release.mechanisms], line.delta, planned.accountant)
-        ledger.quote(data, planned.release, line.budget, planned.accountant, earlier)
-        pending += [(data, one) for one in planned.release.mechanisms]
+        ledger.quote(data, planned.release, site.all_budgets(), planned.accountant, pending)
+        pending.append(Charge(data, planned.release))
         if line.budget is None:
             line.note = f"no budget is set for {line.table}: the release is recorded, and nothing limits it"
         elif planned.delta not in (None, line.delta):

@@ -20,7 +20,7 @@ class Spending:
     """One table of one party.
 
     Attributes:
-        party: the section of the site file, "" for a file of one site.
+        party: the section of the site file, "" for a file of one site; sections with one ledger are named together.
         table: ``<namespace>/<name>``.
         records: as of the last release, None before the first.
         total: spending and budget.
@@ -98,9 +98,12 @@ def _ledgers(sites_path: Path, root: Optional[str], party: Optional[str]) -> Ite
     sites = load_sites(sites_path, root)
     if party is not None and party not in sites:
         raise ExtensionError("E114", path=sites_path, party=party, known=", ".join(sorted(sites)))
+    found: Dict[Path, List[str]] = {}
     for name, site in sites.items():
         if party in (None, name):
-            yield name, site, Ledger(site.ledger())
+            found.setdefault(site.ledger(), []).append(name)
+    for folder, names in found.items():
+        yield ", ".join(names), sites[names[0]], Ledger(folder)
 
 
 def _spending(party: str, site: Site, ledger: Ledger, table: str) -> Spending:
@@ -111,7 +114,7 @@ def _spending(party: str, site: Site, ledger: Ledger, table: str) -> Spending:
     records = entries[-1].data.records if entries else None
     delta = budget.delta if budget else default_delta(max(2, records or 0))
     spent = ledger.spent(table, delta) if entries else 0.0
-    alone = [0.0 if one.resumes else epsilon(one.release.mechanisms, delta) for one in entries]
+    alone = [epsilon(one.release.mechanisms, delta) for one in entries]
     return Spending(party, table, records, LedgerTotal(spent, delta, len(entries), budget), list(zip(entries, alone)))
 
 
@@ -128,7 +131,6 @@ def _entry(entry: Entry, alone: float) -> Dict[str, Any]:
         "recipients": list(release.recipients),
         "mechanisms": [_finite(mechanism_to_dict(one)) for one in release.mechanisms],
         "epsilon": to_json(alone),
-        "resumes": entry.resumes,
         "hash": entry.hash,
     }
 

@@ -1,9 +1,9 @@
 """Append-only files of JSON lines in which a later change shows.
 
 Each line carries the SHA-256 of the line before and its own. The last one of each file stands also in
-``heads.json``, so that lines cut off the end are missed, and so is a whole file. Nothing here is secret:
-whoever may write the folder can forge all of it. It shows accidents and careless edits, and it survives
-crashes at any moment:
+``heads.json``, so that lines cut off the end are missed, and so is a whole file. A folder lost as a whole and an
+older copy of it are consistent in themselves and do not show. Nothing here is secret: whoever may write the folder
+can forge all of it. It shows accidents and careless edits, and it survives crashes at any moment:
 
 - A line is written by one ``write`` and fsync, under an exclusive lock, and ``heads.json`` replaced after it.
 - A crash in between leaves ``heads.json`` one line behind, which the next writer puts right.
@@ -85,6 +85,8 @@ def locked(folder: Path, exclusive: bool = True) -> Iterator[None]:
         raise ExtensionError("E618", path=folder, reason=error.strerror) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        if exclusive and not (folder / HEADS).exists():
+            _sync_parents(folder)
         yield
     finally:
         os.close(handle)
@@ -229,6 +231,18 @@ def _write_head(folder: Path, chain: Chain) -> None:
         os.fsync(file.fileno())
     fresh.replace(path)
     _sync_folder(folder)
+
+
+def _sync_parents(folder: Path) -> None:
+    """Make a folder durable that may be new, here or in a process that was faster: up to the root of its disk."""
+    try:
+        for parent in folder.resolve().parents:
+            if parent.stat().st_dev != folder.stat().st_dev:
+                break
+            with contextlib.suppress(PermissionError):  # what nobody here may read, nobody here has made
+                _sync_folder(parent)
+    except OSError as error:
+        raise ExtensionError("E618", path=folder, reason=error.strerror or error) from error
 
 
 def _sync_folder(folder: Path) -> None:

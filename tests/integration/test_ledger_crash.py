@@ -24,6 +24,7 @@ pytestmark = pytest.mark.integration
 DATA = DataSet("llm/news", "5e" * 32, 1000)
 STEP = Release("dpkd", "job", "adapter", ("arbiter",), (Gaussian(60.0),))
 LAST = Release("fdkt", "job", "texts", ("arbiter",), (Gaussian(3.0),))
+WIDE = {"llm/news": Budget(1e6, 1e-6)}
 KILLS = 200
 REFUSED = 7
 
@@ -54,20 +55,20 @@ def charge_and_release(folder: Path, released: Path) -> int:
     """Charge, then publish the receipt, again and again until killed."""
     handle = os.open(released, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     while True:
-        receipt = Ledger(folder).charge(DATA, STEP, Budget(1e6, 1e-6))
+        receipt = Ledger(folder).charge(DATA, STEP, WIDE)
         os.write(handle, (receipt.hash + "\n").encode())
 
 
 def kill_many_times(folder: Path, released: Path, seed: int, report: Path) -> None:
     """Fork, kill at a random moment, repeat; write down how each child ended."""
     moments = random.Random(seed)
-    Ledger(folder).charge(DATA, STEP, Budget(1e6, 1e-6))  # imports what is needed
+    Ledger(folder).charge(DATA, STEP, WIDE)  # imports what is needed
     assert "torch" not in sys.modules
     ends: List[int] = []
     for number in range(KILLS):
         if number % 25 == 0:  # how long a charge takes on this machine, at this length of the ledger
             began = time.monotonic()
-            Ledger(folder).charge(DATA, STEP, Budget(1e6, 1e-6))
+            Ledger(folder).charge(DATA, STEP, WIDE)
             duration = time.monotonic() - began
         child = fork(lambda: charge_and_release(folder, released))
         time.sleep(moments.uniform(0, 3 * duration))
@@ -94,18 +95,18 @@ def test_killed_at_random_moments_the_spending_is_never_below_what_was_released(
 
     before = ledger.spent(DATA, 1e-6)
     assert before > 0
-    receipt = ledger.charge(DATA, STEP, Budget(1e6, 1e-6))
+    receipt = ledger.charge(DATA, STEP, WIDE)
     assert receipt.composed >= before
     assert ledger.verify() == []
     assert len(ledger.entries()) == len(recorded) + 1
 
 
-def run(ledger: Ledger, budget: Budget, read_end: int, write_end: int) -> int:
+def run(ledger: Ledger, budgets: Dict[str, Budget], read_end: int, write_end: int) -> int:
     """One racer, which starts when the parent closes the pipe."""
     os.close(write_end)
     os.read(read_end, 1)
     try:
-        ledger.charge(DATA, LAST, budget)
+        ledger.charge(DATA, LAST, budgets)
     except ExtensionError as error:
         return REFUSED if error.code == "E610" else 8
     return 0
@@ -113,14 +114,14 @@ def run(ledger: Ledger, budget: Budget, read_end: int, write_end: int) -> int:
 
 def race(folder: Path, racers: int, rounds: int, report: Path) -> None:
     """In each round all racers want the last of the budget at once; write down how each ended."""
-    budget = Budget(2.0, 1e-6)
+    budgets = {"llm/news": Budget(2.0, 1e-6)}
     results: List[Dict[str, int]] = []
     for number in range(rounds):
         ledger = Ledger(folder / str(number))
-        ledger.charge(DATA, STEP, budget)
+        ledger.charge(DATA, STEP, budgets)
         read_end, write_end = os.pipe()
 
-        children = [fork(functools.partial(run, ledger, budget, read_end, write_end)) for _ in range(racers)]
+        children = [fork(functools.partial(run, ledger, budgets, read_end, write_end)) for _ in range(racers)]
         os.close(write_end)
         os.close(read_end)
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

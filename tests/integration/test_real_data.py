@@ -100,5 +100,5 @@ def test_dpkd_runs_on_real_news_with_two_owners(news: Path, tmp_path: Path) -> N
     for owner in ("guest_9999", "host_10000"):
         assert [e for e in events[owner] if e["type"] == "privacy"], f"{owner} states nothing about privacy"
         assert (parties[owner] / "model" / "output_model" / "adapter_model.safetensors").is_file()
-        assert sorted((news / "state" / owner).rglob("*.jsonl")), f"{owner} has no ledger"
+        assert sorted((news / "state" / owner.split("_")[1]).rglob("*.jsonl")), f"{owner} has no ledger"
     assert (parties["arbiter_9998"] / "model" / "output_model" / "model.safetensors").is_file()

@@ -130,8 +130,20 @@ def test_parties_of_one_file_spend_apart(sites: Path) -> None:
     spend(sites, "guest_9999")
     folders = {name: site.ledger() for name, site in load_sites(sites).items()}
     assert len(set(folders.values())) == 2
-    assert sites.parent / "state" / "guest_9999" / "ledger" == folders["guest_9999"]
+    assert sites.parent / "state" / "9999" / "ledger" == folders["guest_9999"]
     assert not folders["arbiter_9998"].exists()
+
+
+def test_sections_of_one_party_are_shown_once(sites: Path) -> None:
+    """They have one ledger, and the budgets of both hold for both."""
+    content = {**CONTENT, "host_9999": {"tables": {"llm/mail": "mail.jsonl"}}}
+    sites.write_text(yaml.safe_dump(content))
+    spend(sites, "host_9999")
+    (table,) = json.loads(call("privacy", "ledger", "--sites", sites, "--json").output)
+    assert (table["party"], table["budget"]["epsilon"]) == ("guest_9999, host_9999", 8.0)
+    (table,) = json.loads(call("privacy", "ledger", "--sites", sites, "--party", "host_9999", "--json").output)
+    assert (table["party"], len(table["releases"])) == ("host_9999", 1)
+    assert call("privacy", "verify", "--sites", sites).output.count("OK") == 2, "the arbiter's is the other"
 
 
 def test_verify_finds_an_edited_entry(sites: Path) -> None:
@@ -139,7 +151,7 @@ def test_verify_finds_an_edited_entry(sites: Path) -> None:
     result = call("privacy", "verify", "--sites", sites)
     assert result.exit_code == 0, result.output
     assert "OK: guest_9999: 1 release(s)" in result.output
-    (file,) = (sites.parent / "state" / "guest_9999" / "ledger").glob("*.jsonl")
+    (file,) = (sites.parent / "state" / "9999" / "ledger").glob("*.jsonl")
     file.write_text(file.read_text().replace("4.0", "9.0"))
     result = call("privacy", "verify", "--sites", sites)
     assert result.exit_code == 1

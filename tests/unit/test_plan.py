@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -116,6 +117,30 @@ def test_what_was_spent_and_what_earlier_tasks_would_spend_counts(world: World) 
     assert len(list(site.ledger().glob("*.jsonl"))) == 1, "planning writes nothing"
 
 
+def test_earlier_tasks_count_as_the_ledger_will_relate_them(world: World) -> None:
+    """Two names of one table, and a third that held it once: the last task is asked with what all spend."""
+    for name in ("copy", "notes"):
+        (world.folder / f"{name}.jsonl").write_text((world.folder / "mail.jsonl").read_text())
+        world.guest["tables"][f"llm/{name}"] = f"{name}.jsonl"
+    world.guest["budgets"] = {f"llm/{name}": {"epsilon": 5, "delta": 1e-4} for name in ("mail", "copy", "notes")}
+    world.dpkd()
+    (line,) = world.plan()
+    charge(load_sites(world.sites)["guest_9999"], dataclasses.replace(line.data, table="llm/notes"), line.planned)
+    notes = (world.folder / "notes.jsonl").read_text().replace("number", "line")
+    (world.folder / "notes.jsonl").write_text(notes)
+    for number, name in ((1, "notes"), (2, "copy")):
+        world.dpkd(f"dpkd_{number}")
+        world.tasks[f"dpkd_{number}"]["inputs"]["data"]["train_data"]["data_warehouse"][0]["name"] = name
+    del world.tasks["dpkd_0"]
+    first, second = world.plan()
+    # `notes` has other rows now, and `copy` never had a release: only by what is charged do they belong together.
+    assert (first.table, second.table) == ("llm/notes", "llm/copy")
+    assert first.data.fingerprint != second.data.fingerprint
+    assert first.spent == pytest.approx(line.after)
+    assert second.spent == pytest.approx(first.after)
+    assert second.after > first.after
+
+
 def test_a_changed_table_keeps_its_history(world: World) -> None:
     world.guest["budgets"] = {"llm/mail": {"epsilon": 2, "delta": 1e-4}}
     world.dpkd()
@@ -131,6 +156,7 @@ def test_a_changed_table_keeps_its_history(world: World) -> None:
     [
         ({}, None, "E616"),
         ({"epsilon": 4.0}, {"epsilon": 3, "delta": 1e-4}, "E610"),
+        ({}, {"epsilon": 3, "delta": 1 / ROWS}, "E608"),
         ({"batch_size": ROWS + 1}, {"epsilon": 3, "delta": 1e-4}, "E630"),
         ({"delta": 1 / ROWS}, {"epsilon": 3, "delta": 1e-4}, "E607"),
     ],
@@ -155,6 +181,14 @@ def test_fedmkt_costs_infinity(world: World, budget: Any, code: Any) -> None:
     assert line.planned.release.recipients == ("arbiter 9998",)
     assert line.delta == (1e-4 if budget else default_delta(ROWS))
     assert ("no budget" in line.note) == (budget is None)
+
+
+def test_a_table_without_budget_at_a_site_with_budgets(world: World) -> None:
+    world.guest["budgets"] = {"llm/other": {"epsilon": math.inf, "delta": 1e-4}}
+    world.fedmkt()
+    (line,) = world.plan()
+    assert line.refused is not None
+    assert line.refused.code == "E616"
 
 
 def test_after_a_release_without_privacy_no_finite_budget_holds(world: World) -> None:

@@ -117,12 +117,38 @@ def test_budgets(tmp_path: Path) -> None:
     assert site.budget("llm/news") == site.budget_if_any("llm/news") == Budget(epsilon=8.0, delta=1e-6)
     assert site.budget("llm/open").epsilon == float("inf")
     assert site.ledger() == tmp_path / "kept" / "ledger"
+    assert site.all_budgets() == {"llm/news": Budget(8.0, 1e-6), "llm/open": Budget(float("inf"), 1e-5)}
     assert site.budget_if_any("llm/mail") is None
     text = error_of("E616", lambda: site.budget("llm/mail"))
     assert "llm/mail" in text
     assert "llm/news, llm/open" in text
     assert "`budgets: {llm/mail: {epsilon: <ε>, delta: <δ>}}`" in text
     assert "nothing" in error_of("E616", lambda: Site().budget("llm/mail"))
+
+
+def test_one_party_has_one_ledger_and_one_set_of_budgets(tmp_path: Path) -> None:
+    """A job chooses the role in which a party runs: another role is no other ledger and no way around a budget."""
+    news, mail = {"epsilon": 8, "delta": 1.0e-6}, {"epsilon": 2, "delta": 1.0e-6}
+    content: dict[str, Any] = {
+        "guest_9999": {"budgets": {"llm/news": news}},
+        "host_9999": {"budgets": {"llm/mail": mail}},
+        "host_10000": {},
+    }
+    sites = load_sites(write(tmp_path, content))
+    guest, host, other = (sites[party] for party in content)
+    assert guest.ledger() == host.ledger() == tmp_path / "state" / "9999" / "ledger"
+    assert other.ledger() == tmp_path / "state" / "10000" / "ledger"
+    assert guest.all_budgets() == host.all_budgets()
+    assert sorted(guest.all_budgets()) == ["llm/mail", "llm/news"]
+    assert other.all_budgets() == {}
+    content["host_9999"]["budgets"]["llm/news"] = news
+    assert len(load_sites(write(tmp_path, content))["host_9999"].budgets) == 2
+    content["host_9999"]["budgets"]["llm/news"] = {"epsilon": 80, "delta": 1.0e-6}
+    assert "host_9999.budgets.llm/news: another section" in error_of(
+        "E113", lambda: load_sites(write(tmp_path, content))
+    )
+    content["host_9999"]["state"] = "elsewhere"
+    assert load_sites(write(tmp_path, content))["host_9999"].budget("llm/news").epsilon == 80
 
 
 def test_all_problems_of_budgets_at_once(tmp_path: Path) -> None:

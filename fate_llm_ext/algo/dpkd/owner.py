@@ -30,14 +30,13 @@ from fate_llm_ext.algo.dpkd.pupil import score
 from fate_llm_ext.algo.dpkd.release import plan
 from fate_llm_ext.algo.dpkd.synthesis import code_counts, synthesise
 from fate_llm_ext.algo.dpkd.text import Records, items, read_records
-from fate_llm_ext.algo.private import charge, data_set
+from fate_llm_ext.algo.private import charge, data_set, refuse_early
 from fate_llm_ext.data.collate import Item
 from fate_llm_ext.data.datasets import read_rows
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.federation.aggregation import SecureMean
 from fate_llm_ext.models.vocabulary import read_vocabulary
 from fate_llm_ext.privacy.dp_training import DPPlan, DPTrainer
-from fate_llm_ext.privacy.ledger import Ledger
 
 TRAINING = "training the teacher"
 _BLOCK = 256  # texts whose signals are made and sent at a time
@@ -69,11 +68,10 @@ class Owner:
         rows = read_rows(folder, "train")
         self.records = read_records(folder, "train", config.control)
         self.data = data_set(train_data, rows)
-        budget = party.site.budget(self.data.table)
         self.planned = plan(config, self.data, party.job, party.others)
         self.plan = cast(DPPlan, self.planned.training)
         # What the ledger would refuse is refused here, before the other owners have charged theirs.
-        Ledger(party.site.ledger()).quote(self.data, self.planned.release, budget, self.planned.accountant)
+        refuse_early(party.site, self.data, self.planned)
         if party.owners > 1 and config.rounds > self.plan.steps:
             raise ExtensionError("E671", rounds=config.rounds, steps=self.plan.steps)
         self.teacher: Model = load("teacher", party.site, config, party.device, party.channel.heartbeat)
