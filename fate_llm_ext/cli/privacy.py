@@ -72,7 +72,7 @@ def plan(context: click.Context, dag: Path, sites: Path, root: Optional[str], ov
 @click.option("--table", help="Only this table, <namespace>/<name>.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of tables.")
 def ledger(sites: Path, root: Optional[str], party: Optional[str], table: Optional[str], as_json: bool) -> None:
-    """Print what has been released about each table, what it cost, and what is left."""
+    """Print what has been released about each table, what it cost, and what of its budget is not spent."""
     from fate_llm_ext.pipelines.spending import spending
 
     found = spending(sites.expanduser(), root, party, table)
@@ -158,7 +158,7 @@ def _print_spending(found: List[Any]) -> None:
     if not found:
         click.echo("No budget is set and nothing has been released.")
         return
-    heads = ["party", "table", "N", "releases", "ε spent", "δ", "budget", "left"]
+    heads = ["party", "table", "N", "releases", "ε spent", "δ", "budget", "budget - spent"]
     rows = []
     for one in found:
         budget = one.total.budget

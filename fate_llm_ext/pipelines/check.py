@@ -26,6 +26,8 @@ NEEDED_ROLES: Dict[Tuple[str, str], Tuple[Tuple[str, ...], ...]] = {
 
 # Stages that release something differentially private about each owner's table, so that a site must allow it.
 NEEDS_BUDGET = {("dpkd", "train")}
+# And stages that release something else about it: at a site that sets budgets every table needs one.
+RELEASES = {*NEEDS_BUDGET, ("fedmkt", "train")}
 
 
 def check(dag: Dag, sites_path: Optional[Path] = None, root: Optional[str] = None) -> List[Problem]:
@@ -190,7 +192,7 @@ class _Checker:
     def _budgets(self, task: Task, party: Party) -> List[Problem]:
         """Tables about which the party's site allows no release."""
         site = self._site_of(party)
-        if site is None or (task.component, task.stage) not in NEEDS_BUDGET:
+        if site is None or (task.component, task.stage) not in (RELEASES if site.budgets else NEEDS_BUDGET):
             return []
         problems: List[Problem] = []
         sources = [source for one in task.inputs if one.kind == "data" for source in one.sources_of(party)]

@@ -215,10 +215,21 @@ def test_names_of_the_site_file_are_found(sites):
             "E110",
         ),
         (lambda s: s.pop("host_10000"), "host 10000", "E114"),
+        (
+            lambda s: s["host_10000"].update(budgets={"llm/other": {"epsilon": 8, "delta": 1e-6}}),
+            f"{TRAIN}.inputs.data.train_data.data_warehouse.0 (host 10000)",
+            "E616",
+        ),
     ],
 )
 def test_names_missing_at_a_site(sites, change, where, code):
     assert (where, code) in found(JOB, sites(change))
+
+
+def test_what_releases_nothing_needs_no_budget(sites):
+    budgets = {"llm/other": {"epsilon": 8, "delta": 1e-6}}
+    problems = found(JOB, sites(lambda s: s["host_10000"].update(budgets=budgets)))
+    assert not [where for where, _ in problems if where.startswith("tasks.test")]
 
 
 def test_an_unreadable_site_file_is_one_problem(tmp_path):
