@@ -7,7 +7,8 @@ hold counts and numbers, never text of prompts or answers.
 Types: ``phase`` (arm, round, phase), ``progress`` (phase, done, total), ``metric`` (arm, round, name,
 value), ``result`` (arm, metric, value), ``message`` (direction, peer, name, round, bytes), ``waiting``
 (peer, seconds), ``privacy`` (a statement, see :mod:`fate_llm_ext.privacy.report`), ``error`` (code,
-message), ``done``. Every event has ``time`` (seconds since epoch).
+message), ``warning`` (code, message: something failed that the task does without), ``done``. Every event has
+``time`` (seconds since epoch).
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Row:
             self.state, self.waiting = ("done" if code == 0 else f"failed (exit code {code})"), ""
         elif kind == "error":
             self.state = f"error {event.get('code', '')}"
-        return kind in ("phase", "ended", "error", "waiting", "result")
+        return kind in ("phase", "ended", "error", "warning", "waiting", "result")
 
     def text(self) -> str:
         """One line, without the party's name."""
@@ -87,8 +87,8 @@ class PlainBoard:
         text = row.text()
         if event["type"] == "result":
             text = f"{event.get('arm')}: {event.get('metric')} {float(event.get('value') or 0.0):.4f}"
-        elif event["type"] == "error":
-            text = f"error {event.get('message', event.get('code', ''))}"
+        elif event["type"] in ("error", "warning"):
+            text = f"{event['type']} {event.get('message', event.get('code', ''))}"
         self._line(f"{task} {party}: {text}")
 
     def _line(self, text: str) -> None:

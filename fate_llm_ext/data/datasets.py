@@ -36,19 +36,34 @@ def iter_rows(path: PathLike, split: str = "train", columns: Optional[Mapping[st
             E205 a mapped column that no row has, E206/E207 split absent or ambiguous.
     """
     file = split_file(path, split)
-    mapping = dict(columns or {})
-    seen: Dict[str, None] = {}
     empty = True
-    for row in READERS[file_format(file)](file):
+    for row in named(READERS[file_format(file)](file), columns or {}, file):
         empty = False
-        seen.update(dict.fromkeys(row))
-        yield _rename(row, mapping) if mapping else row
+        yield row
     if empty:
         raise ExtensionError("E203", path=file)
-    for name, column in mapping.items():
-        if column not in seen:
+
+
+def named(rows: Iterable[Row], columns: Mapping[str, str], path: PathLike) -> Iterator[Row]:
+    """Rows under the names that a template knows.
+
+    Args:
+        rows: as :func:`read_rows` gives them without ``columns``.
+        columns: template name -> column of the file.
+        path: where they come from, for the error.
+
+    Raises:
+        ExtensionError: E205 a mapped column that no row has.
+    """
+    seen: Dict[str, None] = {}
+    row: Optional[Row] = None
+    for row in rows:
+        seen.update(dict.fromkeys(row))
+        yield _rename(row, columns) if columns else row
+    for name, column in columns.items():
+        if row is not None and column not in seen:
             raise ExtensionError(
-                "E205", path=file, column=column, name=name, columns=", ".join(seen), hint=near(column, seen)
+                "E205", path=path, column=column, name=name, columns=", ".join(seen), hint=near(column, seen)
             )
 
 

@@ -57,8 +57,9 @@ PUBLIC = ("the number of records", "the job's parameters", "the base models")
 NOT_COVERED = (
     "choices made by looking at the private data or at results on it: hyper-parameters, number of runs, which data",
     "metrics and models that stay at the owner: they are computed without noise, and showing them is a release",
-    "several records of one person: the unit is one record",
-    "side channels: duration, sizes and number of messages, errors",
+    "several records of one person: the unit is one record; one that stands at several owners pays at each of them",
+    "side channels: when messages come (it may hint at how many records a step samples), how many they are, and that a "
+    "task fails, and when",
     "floating-point arithmetic of the noise, and a generator that is not cryptographic",
     "what the base models were trained on",
 )
@@ -113,7 +114,7 @@ class LedgerTotal:
 
     @property
     def left(self) -> Optional[float]:
-        """Budget minus spending; composition is not addition, so the next release may cost a little less or more."""
+        """Budget minus spending, not what a release may cost: that is composed with what was spent, not added to it."""
         if self.budget is None:
             return None
         return math.inf if math.isinf(self.budget.epsilon) else max(0.0, self.budget.epsilon - self.epsilon)

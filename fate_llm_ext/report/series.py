@@ -90,11 +90,11 @@ def phase_grid(parties: Parties) -> Optional[Grid]:
 
 
 def errors(parties: Parties) -> List[Tuple[str, str]]:
-    """(party, message) of each `error` event."""
+    """(party, message) of each `error` or `warning` event."""
     found: List[Tuple[str, str]] = []
     for party, events in parties.items():
         for event in events:
-            if event.get("type") == "error":
+            if event.get("type") in ("error", "warning"):
                 code, message = str(event.get("code", "")), str(event.get("message", ""))
                 found.append((label(party), message if message.startswith(code) else f"{code} {message}"))
     return found

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Dict, List
 import numpy as np
 import pytest
 
-from fate_llm_ext.algo.session import federated_task
+from fate_llm_ext.algo.session import federated_task, untold
 from fate_llm_ext.config import NetworkConfig
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.federation.channel import Channel
@@ -268,6 +268,36 @@ def read_ahead_is_bounded(channel: Channel) -> Outcome:
 # --- processes ------------------------------------------------------------------------------------------
 
 
+def host_cannot_read_its_rows(channel: Channel) -> Outcome:
+    """Which error it is depends on a row."""
+    if channel.local == "host 10000":
+        with untold():
+            channel.heartbeat("preparing the records")
+            raise ExtensionError("E660", path="mail/train.jsonl", count=1, rows=9, codes=3, row=7)
+    if channel.is_arbiter:
+        channel.receive_all(Numbers, 0)
+    else:
+        channel.receive(channel.peers[0], Numbers, 0)
+    return {}
+
+
+def owners_have_affairs_of_their_own(channel: Channel) -> Outcome:
+    if channel.is_arbiter:
+        channel.receive_all(Numbers, 0)
+    else:
+        channel.send(channel.peers[0], numbers("x"), 0)
+    return {}
+
+
+def fails() -> None:
+    raise ExtensionError("E407", bad=1, total=2, what="private rows")
+
+
+def works() -> None:
+    time.sleep(3.0)
+    logging.getLogger("fate_llm_ext").warning("compared")
+
+
 class Lines(logging.Handler):
     def __init__(self, lines: List[str]) -> None:
         super().__init__()
@@ -292,7 +322,9 @@ def party_process(party: Any, pipe: Any, folder: str) -> None:
         handler = Lines(lines)
         logging.getLogger("fate_llm_ext").addHandler(handler)
         try:
-            with federated_task(ctx, NetworkConfig(**network)) as channel:
+            later: List[Any] = []
+            with federated_task(ctx, NetworkConfig(**network), later) as channel:
+                later += [fails, works] if channel.local == "guest 9999" else []
                 outcome.update(globals()[scenario](channel))
             ends = [(peer.sent, peer.received) for peer in channel.peers]
             outcome.update(ends=ends, left=[peer.inbox.qsize() for peer in channel.peers])
@@ -479,6 +511,36 @@ def test_a_party_that_fails_before_its_first_message(parties: Parties) -> None:
         assert "ValueError while starting (see its own log)." in outcomes[party]["text"]
         assert "no rows" not in outcomes[party]["text"], "what a foreign exception says may be private"
         assert outcomes[party]["seconds"] < 4
+
+
+def test_what_fails_over_private_rows_is_told_in_one_constant_text(parties: Parties) -> None:
+    outcomes = parties.run(host_cannot_read_its_rows, heartbeat_seconds=0.1)
+    assert outcomes[HOST]["error"] == "E660"
+    assert "row 7 first" in outcomes[HOST]["text"], "the party itself is told everything"
+    assert outcomes[ARBITER]["facts"] == {
+        "party": "host 10000",
+        "reason": "it could not prepare its data (see its own log).",
+    }
+    for client in (GUEST, HOST2):
+        reason = "host 10000 stopped: it could not prepare its data (see its own log)."
+        assert outcomes[client]["facts"] == {"party": "arbiter 9998", "reason": reason}
+
+
+def test_a_partys_own_affairs_are_nobody_elses(parties: Parties) -> None:
+    """The guest's first one fails and its second takes long; the others neither hear of it nor wait."""
+    outcomes = parties.run(owners_have_affairs_of_their_own, silence_seconds=1.0)
+    for party in (GUEST, HOST, HOST2, ARBITER):
+        assert outcomes[party]["error"] is None, outcomes[party]
+        assert outcomes[party]["left"] == [0] * len(outcomes[party]["left"])
+        if party != GUEST:
+            assert outcomes[party]["seconds"] < 2.5
+            assert not outcomes[party]["log"]
+    assert outcomes[GUEST]["seconds"] > 3.0
+    assert outcomes[GUEST]["log"] == ["what this party does for itself failed", "compared"]
+
+
+def test_a_failed_task_has_nothing_after_it(parties: Parties) -> None:
+    assert "compared" not in parties.run(host_fails, heartbeat_seconds=0.1)[GUEST]["log"]
 
 
 def test_a_failing_arbiter(parties: Parties) -> None:

@@ -245,6 +245,23 @@ def test_comparisons_are_not_charged_and_said_to_be_unprotected(alone: tuple[DPK
     assert artefacts["DP teacher"]["private"]
 
 
+def test_comparisons_run_when_all_is_over_for_the_others(alone: tuple[DPKDFiles, Path]) -> None:
+    """Outputs and statement are there, the channel is closed; the arbiter is done before they end."""
+    _, directory = alone
+    found = events(directory, "guest_9999")
+    first = min(event["time"] for event in found if event.get("arm") in ("dp_sgd_student", "dpkd", "non_private"))
+    before = [event for event in found if event["type"] in ("message", "privacy")]
+    before += [event for event in found if event.get("arm") in ("dp_kd", "on_policy", "synthetic_ce")]
+    assert max(event["time"] for event in before) <= first
+    model = directory / "dpkd_0" / "guest_9999" / "model" / "output_model"
+    for file in (model / "model.safetensors", model / "teacher" / "model.safetensors"):
+        assert file.stat().st_mtime <= first + 0.01
+    assert [event["type"] for event in found].count("done") == 1
+    assert found[-1]["type"] == "done"
+    assert events(directory, ARBITER)[-1]["type"] == "done"
+    assert events(directory, ARBITER)[-1]["time"] < found[-1]["time"] - 1.0
+
+
 def test_student_and_teacher_are_kept(alone: tuple[DPKDFiles, Path], world: Path) -> None:
     import transformers
 

@@ -11,7 +11,7 @@ import pytest
 
 from fate_llm_ext.algo.dpkd.config import ControlConfig
 from fate_llm_ext.algo.dpkd.synthesis import code_counts, select, synthesise
-from fate_llm_ext.algo.dpkd.text import Records, encode_prompts, encode_records, items, read_records
+from fate_llm_ext.algo.dpkd.text import Records, encode_prompts, encode_records, items, read_records, to_records
 from fate_llm_ext.config import GenerationConfig
 from fate_llm_ext.data.corpus import generate_tickets
 from fate_llm_ext.errors import ExtensionError
@@ -54,6 +54,18 @@ def test_columns_are_mapped_and_codes_put_together(tmp_path: Path) -> None:
     settings = control(code="{{ label }} / {{ sub }}", text="{{ body }} ({{ n }})", columns={"label": "kind"})
     records = read_records(table(tmp_path, rows), "train", settings)
     assert (records.codes.tolist(), records.texts) == ([2], ["x (3)"])
+
+
+def test_rows_that_were_read_once_are_enough(tmp_path: Path) -> None:
+    """What is trained on are the rows that the ledger has seen, whatever becomes of the file."""
+    rows = [{"kind": "World", "text": "a"}, {"kind": "Sci / Tech", "text": "b"}]
+    settings = control(columns={"label": "kind"})
+    whole = read_records(table(tmp_path, rows), "train", settings)
+    once = to_records(rows, settings, tmp_path / "gone")
+    assert (once.codes.tolist(), once.texts) == (whole.codes.tolist(), whole.texts) == ([0, 2], ["a", "b"])
+    assert rows[0] == {"kind": "World", "text": "a"}, "they are left as they are"
+    with pytest.raises(ExtensionError, match="E205"):
+        to_records(rows, control(columns={"label": "sort"}), tmp_path)
 
 
 SECRET = "patient Miller"

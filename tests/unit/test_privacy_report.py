@@ -71,6 +71,13 @@ def test_the_card_says_what_the_statement_has_to_say():
     assert "nan" not in card
 
 
+def test_what_the_others_may_notice_is_not_covered():
+    text = "; ".join(dp_statement()["not_covered"])
+    for words in ("when messages come", "how many records a step samples", "that a task fails, and when"):
+        assert words in text
+    assert "stands at several owners pays at each of them" in text
+
+
 def test_one_release_without_privacy_makes_the_whole_infinite():
     made = report.statement("guest 9999", "x", data=DATA, releases=[release(SGD), release(NonPrivate())], delta=1e-5)
     assert made["guarantee"]["epsilon"] == "infinity"

@@ -1,5 +1,7 @@
 """What an owner compares DP-KD with, on its own records. Nothing of it leaves the party, so nothing is charged.
 
+They run once the task has ended for the others: how long they take, and whether they fail, nobody else sees.
+
 ``dp_sgd_student``  the student itself trained by DP-SGD with the whole ε.
 ``dpkd``            a teacher by DP-SGD, then the student by DP-SGD with the teacher's distributions on the private
                     texts; both with the noise at which their *composition* costs ε (DPKD, arXiv 2009.01900).
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import cast
+from typing import Callable, List, cast
 
 import numpy as np
 
@@ -28,8 +30,8 @@ class Baselines:
     """The comparisons of one owner, each from untrained models.
 
     Args:
-        owner: records and base model of the teacher; the teacher's weights are put back afterwards.
-        pupil: the student; it is left as the last comparison has made it.
+        owner: records and base model of the teacher; its weights are left as the last comparison has made them.
+        pupil: the student, likewise.
     """
 
     def __init__(self, party: Party, owner: Owner, pupil: Pupil) -> None:
@@ -37,17 +39,10 @@ class Baselines:
         self._owner = owner
         self._pupil = pupil
 
-    def run(self) -> None:
-        """All that the job asks for."""
-        kept = self._owner.teacher.state()
-        for name, comparison in (
-            ("dp_sgd_student", self.dp_sgd_student),
-            ("dpkd", self.dpkd),
-            ("non_private", self.non_private),
-        ):
-            if name in self._party.config.compare:
-                comparison()
-        self._owner.teacher.restore(kept)
+    def asked(self) -> List[Callable[[], None]]:
+        """Those that the job asks for; none needs another."""
+        known = {"dp_sgd_student": self.dp_sgd_student, "dpkd": self.dpkd, "non_private": self.non_private}
+        return [comparison for name, comparison in known.items() if name in self._party.config.compare]
 
     def dp_sgd_student(self) -> None:
         """DP-SGD of the student with the whole ε; no histogram is needed, so none shares it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Callable, Dict, List, Sequence
 
 from fate_llm_ext import __version__
 from fate_llm_ext.algo import private
@@ -45,7 +45,8 @@ def run_train(
         synthetic_data: writer of the directory with the texts.
     """
     config = DPKDConfig(**parameters)
-    with federated_task(ctx, config.network) as channel:
+    comparisons: List[Callable[[], None]] = []
+    with federated_task(ctx, config.network, comparisons) as channel:
         emit("phase", arm="", round=0, phase="loading")
         channel.heartbeat("loading")
         for problem in role_problems(config, role.name):
@@ -55,7 +56,7 @@ def run_train(
         if role.is_arbiter:
             _run_arbiter(party, outputs)
         else:
-            _run_owner(party, outputs, train_data)
+            comparisons += _run_owner(party, outputs, train_data)
 
 
 def _party(ctx: Any, config: DPKDConfig, role: str, channel: Channel) -> Party:
@@ -83,7 +84,10 @@ def _run_arbiter(party: Party, outputs: _Outputs) -> None:
     arbiter.study()
     party.log_traffic(arbiter.mean)
     epsilon, delta = (report.show_epsilon(arbiter.guarantee[0]), report.show_delta(arbiter.guarantee[1]))
-    why = f"{_POST_PROCESSING}; (ε, δ) = ({epsilon}, {delta}) or better for every owner's records, as the owners say"
+    why = (
+        f"{_POST_PROCESSING}; (ε, δ) = ({epsilon}, {delta}) or better for the records of each owner, as the owners "
+        "say; a record that stands at several owners pays at each of them"
+    )
     artefacts = [Artefact(name, True, why) for name in ("student", "synthetic texts") if arbiter.pupil is not None]
     said = report.statement(party.name, "dpkd", artefacts=artefacts)
     if arbiter.pupil is not None:
@@ -94,7 +98,8 @@ def _run_arbiter(party: Party, outputs: _Outputs) -> None:
     report.publish(said)
 
 
-def _run_owner(party: Party, outputs: _Outputs, train_data: Any) -> None:
+def _run_owner(party: Party, outputs: _Outputs, train_data: Any) -> List[Callable[[], None]]:
+    """All that has to do with the others, and the outputs; returns the comparisons that are the owner's alone."""
     config = party.config
     owner = Owner(party, train_data)
     pupil = None
@@ -123,8 +128,7 @@ def _run_owner(party: Party, outputs: _Outputs, train_data: Any) -> None:
     else:
         outputs.model(owner.teacher, "DP teacher", said)
     report.publish(said)
-    if pupil is not None and compares(config, party.role):
-        Baselines(party, owner, pupil).run()
+    return Baselines(party, owner, pupil).asked() if pupil is not None and compares(config, party.role) else []
 
 
 def _study(party: Party, owner: Owner, pupil: Pupil, records: Records) -> None:

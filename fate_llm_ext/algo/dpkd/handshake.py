@@ -30,7 +30,8 @@ class Agreed:
 
     Attributes:
         vocabulary: the teacher's, if signals will come in it.
-        epsilon: the largest of the owners'. A record is in one owner's table, so this holds for every record.
+        epsilon: the largest of the owners'. It holds for every record that stands at one owner only; one that stands
+            at several pays at each of them, and their runs compose.
         delta: likewise.
     """
 

@@ -29,8 +29,9 @@ from fate_llm_ext.algo.dpkd.protocol import (
 from fate_llm_ext.algo.dpkd.pupil import score
 from fate_llm_ext.algo.dpkd.release import plan
 from fate_llm_ext.algo.dpkd.synthesis import code_counts, synthesise
-from fate_llm_ext.algo.dpkd.text import Records, items, read_records
+from fate_llm_ext.algo.dpkd.text import Records, items, to_records
 from fate_llm_ext.algo.private import charge, data_set, refuse_early
+from fate_llm_ext.algo.session import untold
 from fate_llm_ext.data.collate import Item
 from fate_llm_ext.data.datasets import read_rows
 from fate_llm_ext.errors import ExtensionError
@@ -63,20 +64,26 @@ class Owner:
         config = party.config
         self._party = party
         self._channel = party.channel
-        party.phase("", "reading the data")
         folder = Path(train_data.get_directory())
-        rows = read_rows(folder, "train")
-        self.records = read_records(folder, "train", config.control)
-        self.data = data_set(train_data, rows)
+        party.phase("", "reading the data")
+        with untold():
+            rows = read_rows(folder, "train")
+            self.data = data_set(train_data, rows)
+        # The ledger needs no more than this. What it would refuse ends here, before the templates, which the job
+        # chooses, are applied to rows, and before the other owners have charged theirs.
+        party.phase("", "asking the ledger")
         self.planned = plan(config, self.data, party.job, party.others)
         self.plan = cast(DPPlan, self.planned.training)
-        # What the ledger would refuse is refused here, before the other owners have charged theirs.
         refuse_early(party.site, self.data, self.planned)
         if party.owners > 1 and config.rounds > self.plan.steps:
             raise ExtensionError("E671", rounds=config.rounds, steps=self.plan.steps)
+        party.phase("", "preparing the records")
+        with untold():
+            self.records = to_records(rows, config.control, folder)
         self.teacher: Model = load("teacher", party.site, config, party.device, party.channel.heartbeat)
         party.phase("", "tokenising the private records")
-        self.private: List[Item] = items(self.teacher.encode(self.records))
+        with untold():
+            self.private: List[Item] = items(self.teacher.encode(self.records))
         self.clipping = ""
         self.mean: Optional[SecureMean] = None
         self._welcome: Optional[Welcome] = None

@@ -25,8 +25,10 @@ student   guest -> arbiter    signals           through the DP teacher, as above
 
 ``aggregation`` and its keys are there with two owners or more, ``histogram`` and ``frequencies`` then too if
 they are asked for. The rows from ``synthetic`` on are there if the student is the arbiter's.
-Signs of life ("training the teacher") say what a party does, nothing about its records: in particular not
-how many records a step has sampled, which the guarantee of Poisson sampling keeps secret.
+Signs of life ("training the teacher") go by the clock, and their texts say what a party does, nothing about its
+records: in particular not how many records a step has sampled, which the guarantee of Poisson sampling keeps secret.
+When messages come may still hint at the sizes of samples; the guarantee does not cover that. An owner that cannot
+read or render its rows says so in one constant text, without the error's code.
 
 [1] They derive from private rows only if the base model was trained on them.
 [2] Each sender's weights are differentially private without the masks; these are a second line. FATE adds its

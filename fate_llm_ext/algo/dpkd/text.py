@@ -17,7 +17,8 @@ import numpy as np
 from fate_llm_ext.algo.answering import Encoded
 from fate_llm_ext.algo.dpkd.config import ControlConfig
 from fate_llm_ext.data.collate import Item
-from fate_llm_ext.data.datasets import read_rows
+from fate_llm_ext.data.datasets import named, read_rows
+from fate_llm_ext.data.formats import Row
 from fate_llm_ext.data.templates import Template
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.encoding import Spans, SpanTokenizer
@@ -49,15 +50,24 @@ def clean(text: str) -> str:
 
 
 def read_records(path: Path, split: str, control: ControlConfig) -> Records:
-    """The records of a table's split, in the order of its rows.
+    """The records of a table's split: :func:`~fate_llm_ext.data.datasets.read_rows`, then :func:`to_records`."""
+    return to_records(read_rows(path, split), control, path)
+
+
+def to_records(table: Sequence[Row], control: ControlConfig, path: Path) -> Records:
+    """The records of a table's rows, in their order.
+
+    Args:
+        table: the rows, columns as in the file.
+        path: where they come from, for errors.
 
     Raises:
         ExtensionError: E660 a code is not in the public list; E661 a row has no code or no text; E663 two codes
-            are the same; E209, E210 a Jinja template is broken or does not fit a row; E201 to E207 as
-            :func:`~fate_llm_ext.data.datasets.read_rows`.
+            are the same; E205 a column of ``control.columns`` is not there; E209, E210 a Jinja template is broken or
+            does not fit a row.
     """
     known = _known(control)
-    rows = read_rows(path, split, control.columns)
+    rows = list(named(table, control.columns, path))
     template = Template("control", control.code, control.text, None)
     examples = list(template.examples(rows, str(path)))
     codes = [clean(example.prompt) for example in examples]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 import numpy as np
 
@@ -15,12 +15,12 @@ from fate_llm_ext.algo.fedmkt.client import Client
 from fate_llm_ext.algo.fedmkt.config import FedMKTConfig
 from fate_llm_ext.algo.fedmkt.handshake import greet, welcome
 from fate_llm_ext.algo.fedmkt.learner import Learner
-from fate_llm_ext.algo.fedmkt.public import load_labelled, load_public, load_test
+from fate_llm_ext.algo.fedmkt.public import labelled, load_labelled, load_public, load_test
 from fate_llm_ext.algo.fedmkt.release import ARBITER_ADAPTER, CLIENT_ADAPTER, POOLED, release
 from fate_llm_ext.algo.fedmkt.server import Server
 from fate_llm_ext.algo.fedmkt.teaching import Translator
 from fate_llm_ext.algo.private import Planned, charge, data_set, job_id, refuse_early, statement
-from fate_llm_ext.algo.session import federated_task
+from fate_llm_ext.algo.session import federated_task, untold
 from fate_llm_ext.data.datasets import read_rows
 from fate_llm_ext.data.templates import Example
 from fate_llm_ext.errors import ExtensionError
@@ -77,20 +77,24 @@ class _Task:
         """A guest's or host's task."""
         config, channel = self.config, self.channel
         table = Path(train_data.get_directory())
-        private = load_labelled(table, "train", config)
-        if not private:
-            rows = len(read_rows(table, "train", config.task.columns))
-            raise ExtensionError("E332", table=table.name, rows=rows)
-        data = data_set(train_data, read_rows(table, "train"))
+        with untold():
+            rows = read_rows(table, "train")
+            data = data_set(train_data, rows)
         planned = Planned(release(self._job, [peer.name for peer in channel.peers]))
         refuse_early(self._site, data, planned)
-        self._load(load_test(table, self._public_path, config))
+        with untold():
+            private = labelled(rows, config, table)
+            if not private:
+                raise ExtensionError("E332", table=table.name, rows=len(rows))
+            test = load_test(table, self._public_path, config)
+        self._load(test, lambda doing: channel.heartbeat(doing.partition(",")[0]))
         teacher = greet(channel, self.learner, self.fingerprint)
         # Nothing up to here derives from the private rows; the scores of the first round do.
         ledger = charge(self._site, data, planned)
         self._publish(statement(channel.local, data, planned, ledger, artefacts=[CLIENT_ADAPTER]))
         channel.heartbeat("tokenising the private rows")
-        items = self.learner.gold_items(private)
+        with untold():
+            items = self.learner.gold_items(private)
         gold = self.learner.public_items(np.arange(len(self.public.labelled)), {})
         for arm in config.compare:
             if arm in ("zero_shot", "standalone", "standalone_public"):
@@ -103,7 +107,7 @@ class _Task:
     def arbiter(self) -> None:
         """The arbiter's task."""
         config, channel = self.config, self.channel
-        self._load(load_test(self._public_path, self._public_path, config))
+        self._load(load_test(self._public_path, self._public_path, config), channel.heartbeat)
         vocabularies = welcome(channel, self.learner, self.fingerprint)
         artefacts = [ARBITER_ADAPTER, *([POOLED] if "centralized" in config.compare else [])]
         self._publish(report.statement(channel.local, "fedmkt", artefacts=artefacts))
@@ -123,8 +127,8 @@ class _Task:
         self.statement = statement
         report.publish(statement)
 
-    def _load(self, test: List[Example]) -> None:
-        self.learner = Learner(self._model_folder, self.config, self._device, self.public, test, self.channel.heartbeat)
+    def _load(self, test: List[Example], heartbeat: Callable[[str], None]) -> None:
+        self.learner = Learner(self._model_folder, self.config, self._device, self.public, test, heartbeat)
 
     def _federated_arms(self) -> list[Any]:
         # The method comes last: its model is the task's output.

@@ -17,6 +17,9 @@ each   client -> arbiter   signals  yes: predicted answers and top-k   the same 
 each   arbiter -> client   signals  indirectly, through the LLM: the   post-processing of clients' messages
                                     same as a client's signals
 
+Signs of life of a client say what it does ("private training"), not how far it is, which would tell how many rows
+it has. A client that cannot read or render its rows says so in one constant text.
+
 [1] Of the tokenizer: it derives from private rows only if the tokenizer was trained on them.
 [2] Without choices (free text) an answer is the text that the model generates for a public prompt; it may
     repeat private training text word for word.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from fate_llm_ext.algo.fedmkt.config import FedMKTConfig
-from fate_llm_ext.data.datasets import has_split, read_rows
+from fate_llm_ext.data.datasets import has_split, named, read_rows
 from fate_llm_ext.data.fingerprint import fingerprint_examples
+from fate_llm_ext.data.formats import Row
 from fate_llm_ext.data.templates import Example, get_template
 from fate_llm_ext.errors import ExtensionError
 
@@ -82,7 +83,15 @@ def load_public(path: Path, config: FedMKTConfig) -> Tuple[PublicSet, str]:
 
 def load_labelled(path: Path, split: str, config: FedMKTConfig, limit: Optional[int] = None) -> List[Example]:
     """The rows of a split that have an answer, of the first ``limit`` ones."""
-    rows = read_rows(path, split, config.task.columns)[:limit]
+    return _labelled(read_rows(path, split, config.task.columns)[:limit], config, path)
+
+
+def labelled(rows: Sequence[Row], config: FedMKTConfig, path: Path) -> List[Example]:
+    """Those of a table's rows (columns as in the file) that have an answer."""
+    return _labelled(list(named(rows, config.task.columns, path)), config, path)
+
+
+def _labelled(rows: Sequence[Row], config: FedMKTConfig, path: Path) -> List[Example]:
     examples = get_template(config.task).examples(rows, source=path.name)
     return [example for example in examples if example.answer is not None]
 
