@@ -141,6 +141,17 @@ def unlike_shapes(ctx: Any, channel: Channel) -> Outcome:
     return {}
 
 
+def beyond_single_precision(ctx: Any, channel: Channel) -> Outcome:
+    """Finite in FATE's double precision, infinite as weights."""
+    shake_hands(channel)
+    mean = SecureMean(ctx, channel)
+    if channel.is_arbiter:
+        mean.serve(0)
+    else:
+        mean.average([np.full(4, 1e200)], 0)
+    return {}
+
+
 # --- processes ------------------------------------------------------------------------------------------
 
 
@@ -294,6 +305,13 @@ def test_an_exchange_in_which_nothing_moves_ends(parties: Parties) -> None:
     assert "all parties have been in it for 2 s" in outcomes[ARBITER]["text"]
     for party in (GUEST, HOST):
         assert outcomes[party]["error"] == "E303", outcomes[party]
+
+
+def test_a_mean_that_would_be_infinite_as_weights_is_refused(parties: Parties) -> None:
+    outcomes = parties.run(beyond_single_precision)
+    for owner in (GUEST, HOST):
+        assert outcomes[owner]["error"] == "E301", outcomes[owner]
+        assert "beyond single precision" in outcomes[owner]["text"]
 
 
 def test_unlike_models_are_an_error_for_everybody(parties: Parties) -> None:

@@ -135,6 +135,9 @@ def test_a_label_that_is_no_choice(job: JobFiles, world: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     job.sites["guest_9999"]["tables"]["llm/tickets"] = str(table)
     line = failed(job, "E521 guest 9999", "E211", "row 3", "9 characters", "billing")
+    told = (job.directory() / "fedmkt_0" / "arbiter_9998" / "events.jsonl").read_text()
+    assert "E303 guest 9999 stopped the job: it could not prepare its data (see its own log)." in told
+    assert "E211" not in told, "which error it is depends on a row"
     assert "Wvuq99812" not in line
     looked_at = [path for path in job.out.rglob("*") if path.is_file()]
     assert len(looked_at) > 10

@@ -44,11 +44,18 @@ def test_train_then_predict_then_evaluate(job: JobFiles, world: Path) -> None:
         }
         assert measured == pytest.approx(trained, rel=1e-4), "the saved adapter is the evaluated one"
     check_bytes(directory)
+    check_signs_of_life(directory)
     page = (directory / "report.html").read_text()
     assert "fedmkt" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert not job.alive()
     check_no_text(directory, world)
+
+
+def check_signs_of_life(directory: Path) -> None:
+    """How far a client is would tell how many private rows it has."""
+    heard = {e["doing"] for e in events(directory, "fedmkt_0", "arbiter_9998") if e["type"] == "waiting"}
+    assert not [text for text in heard if re.search(r"\d", text.replace("9998", ""))], heard
 
 
 def add_tasks_behind(job: JobFiles) -> None:
