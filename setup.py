@@ -34,7 +34,7 @@ REQUIRES = [
 
 EXTRAS = {
     "fate": ["pyfate==2.2.0"],
-    "privacy": ["opacus>=1.5", "dp-accounting>=0.4.3"],
+    "privacy": ["opacus>=1.5", "dp-accounting>=0.4.3", "scipy>=1.9"],
     "fate-llm": ["fate-llm==2.2.0"],
     "client": ["fate-client==2.2.0"],
     "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "types-PyYAML"],
