@@ -16,7 +16,7 @@ from typing import Callable, List, cast
 
 import numpy as np
 
-from fate_llm_ext.algo.dpkd.owner import Owner
+from fate_llm_ext.algo.dpkd.owner import TRAINING, Owner
 from fate_llm_ext.algo.dpkd.party import Party
 from fate_llm_ext.algo.dpkd.pupil import Pupil, local_targets
 from fate_llm_ext.algo.dpkd.student import distillation_items
@@ -24,6 +24,8 @@ from fate_llm_ext.algo.dpkd.synthesis import code_counts
 from fate_llm_ext.algo.dpkd.text import items
 from fate_llm_ext.models.vocabulary import read_vocabulary
 from fate_llm_ext.privacy.dp_training import DPPlan, plan_training
+
+_STUDYING = "training the student"
 
 
 class Baselines:
@@ -47,11 +49,11 @@ class Baselines:
     def dp_sgd_student(self) -> None:
         """DP-SGD of the student with the whole ε; no histogram is needed, so none shares it."""
         party, pupil = self._party, self._pupil
-        party.phase("dp_sgd_student", "training the student")
+        party.phase("dp_sgd_student", _STUDYING)
         plan = plan_training(party.config.privacy, self._owner.data.records)
         pupil.model.restore()
         own = items(pupil.model.encode(self._owner.records))
-        loss = self._owner.trainer(pupil.model, plan, own).run(plan.steps)
+        loss = self._owner.trainer(pupil.model, plan, own, _STUDYING).run(plan.steps)
         party.log_loss("dp_sgd_student", loss)
         pupil.judge("dp_sgd_student")
 
@@ -59,22 +61,22 @@ class Baselines:
         """DP-SGD of the teacher, then of the student with the teacher's help."""
         party, owner, pupil = self._party, self._owner, self._pupil
         plan = half_plan(plan_training(party.config.privacy, owner.data.records))
-        party.phase("dpkd", "training the teacher")
+        party.phase("dpkd", TRAINING)
         owner.teacher.restore()
         owner.trainer(owner.teacher, plan, owner.private).run(plan.steps)
         table = pupil.translate_to(read_vocabulary(owner.teacher.tokenizer))
-        known = local_targets(party, owner.teacher, pupil, owner.records, table, "training the student")
-        party.phase("dpkd", "training the student")
+        known = local_targets(party, owner.teacher, pupil, owner.records, table, "scoring the records")
+        party.phase("dpkd", _STUDYING)
         pupil.model.restore()
         work = distillation_items(pupil.model.encode(owner.records), known, party.config.distill.soft_weight)
-        loss = owner.trainer(pupil.model, plan, work).run(plan.steps)
+        loss = owner.trainer(pupil.model, plan, work, _STUDYING).run(plan.steps)
         party.log_loss("dpkd", loss)
         pupil.judge("dpkd")
 
     def non_private(self) -> None:
         """The method with a teacher that was trained on as many samples, without clipping and noise."""
         party, owner, pupil = self._party, self._owner, self._pupil
-        party.phase("non_private", "training the teacher")
+        party.phase("non_private", TRAINING)
         plan = dataclasses.replace(owner.plan, noise_multiplier=0.0, max_grad_norm=math.inf)
         owner.teacher.restore()
         owner.trainer(owner.teacher, plan, owner.private).run(plan.steps)

@@ -124,7 +124,7 @@ class Owner:
             party.phase("dp_teacher", "averaging the teachers", round)
             self.teacher.take(self.mean.average(self.teacher.arrays(), round))
 
-    def trainer(self, model: Model, plan: DPPlan, private: List[Item]) -> DPTrainer:
+    def trainer(self, model: Model, plan: DPPlan, private: List[Item], doing: str = TRAINING) -> DPTrainer:
         """DP-SGD of a model on the private records; signs of life say nothing about them."""
         config = self._party.config
         return DPTrainer(
@@ -133,8 +133,8 @@ class Owner:
             plan,
             config.privacy,
             pad_id=model.pad_id,
-            phase=TRAINING,
-            heartbeat=self._party.saying(TRAINING),
+            phase=doing,
+            heartbeat=self._party.saying(doing),
             temperature=config.distill.temperature,
         )
 
