@@ -1,17 +1,21 @@
 """What audits of DP training find: planted faults, text canaries, canaries in synthetic text.
 
-    python benchmarks/audit.py [--seeds 5] [--text-seeds 1]
+    python benchmarks/audit.py [--seeds 5] [--text-seeds 1] [--base FOLDER]
 
 Prints the tables of docs/privacy_audit.md; the last line is one JSON object. The text part reads AG News at
-../shared/assets. The faults are planted into the real trainer, one method each.
+../shared/assets, and the public text that its base model is made of. --base takes a prepared model instead, for example
+one of conf/dpkd/models.sh. The faults are planted into the real trainer, one method each.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import time
 from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
@@ -23,6 +27,7 @@ from fate_llm_ext.algo.dpkd.config import ControlConfig
 from fate_llm_ext.algo.dpkd.synthesis import code_counts, synthesise
 from fate_llm_ext.algo.dpkd.text import Records, encode_records, items
 from fate_llm_ext.config import GenerationConfig, PrivacyConfig, TrainConfig
+from fate_llm_ext.models.corpus import read_documents
 from fate_llm_ext.models.scoring import Scorer
 from fate_llm_ext.models.tiny import TinyConfig, build_model, train_lm
 from fate_llm_ext.models.tiny_tokenizer import train_tokenizer
@@ -54,9 +59,10 @@ PLAN = DPPlan(
     accountant="prv",
 )
 GRADIENT_CANARIES = 2000
-AG_NEWS = ROOT.parent / "shared" / "assets" / "data" / "ag_news" / "sample5000.csv"
+DATA = ROOT.parent / "shared" / "assets" / "data"
+AG_NEWS = DATA / "ag_news" / "sample5000.csv"
 TOPICS = ["World", "Sports", "Business", "Technology"]
-CONTROL = ControlConfig(code="{{ label }}", values=TOPICS, max_length=64)
+CONTROL = ControlConfig(code="{{ label }}", values=TOPICS, max_length=48)
 
 
 class NoiseOff(DPTrainer):
@@ -190,10 +196,10 @@ def sampling_audit(trainer: type[DPTrainer], seed: int) -> float:
 
 @dataclass
 class TextWorld:
-    """A base model trained on public news, and private news."""
+    """A base model trained on public text, private news, and the words that canaries are made of."""
 
     tokenizer: Any
-    state: dict[str, torch.Tensor]
+    base: Any
     texts: list[str]
     codes: np.ndarray
     heldout: Records
@@ -201,26 +207,36 @@ class TextWorld:
 
     def model(self) -> Any:
         """The base model, fresh."""
-        model = build_model(_tiny(), self.tokenizer)
-        model.load_state_dict(self.state)
-        return model
+        return copy.deepcopy(self.base)
 
 
-def _tiny() -> TinyConfig:
-    return TinyConfig(hidden=64, layers=2, context=96, steps=400, seed=0)
+def text_world(base: Optional[Path] = None) -> TextWorld:
+    """4,000 rows of AG News are private, the last 300 held out; the base model has not seen news.
 
-
-def text_world(private: int = 1000) -> TextWorld:
-    """2,500 rows of AG News are public and make tokenizer and base model, the next are private, the last held out."""
+    Args:
+        base: folder of a prepared model with its tokenizer; without one, a small model is trained here.
+    """
+    if base is None:
+        tokenizer, model = _small_base()
+    else:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+        model = transformers.AutoModelForCausalLM.from_pretrained(base)
     with AG_NEWS.open(encoding="utf-8", newline="") as file:
         rows = [(text, int(label)) for text, label in csv.reader(file) if label.isdigit()]
-    public = [f"{TOPICS[label]}\n\n{text}" for text, label in rows[:2500]]
+    kept, heldout = _records(rows[:4000]), _records(rows[-300:])
+    return TextWorld(tokenizer, model, kept.texts, kept.codes, heldout, vocabulary_words(tokenizer))
+
+
+def _small_base() -> tuple[Any, Any]:
+    """Tokenizer and GPT-2 of 234,000 weights, made from film reviews and encyclopedia articles."""
+    public = list(islice(read_documents(DATA / "imdb" / "imdb_train_25k.jsonl.gz"), 3000))
+    for split in ("valid", "test"):
+        public += read_documents(DATA / "wikitext2" / f"{split}.txt")
     tokenizer = train_tokenizer(public, 2000)
-    model = build_model(_tiny(), tokenizer)
-    train_lm(model, tokenizer, public, _tiny())
-    kept, heldout = _records(rows[2500 : 2500 + private]), _records(rows[-300:])
-    words = vocabulary_words(tokenizer)
-    return TextWorld(tokenizer, model.state_dict(), kept.texts, kept.codes, heldout, words)
+    config = TinyConfig(hidden=64, layers=2, context=96, batch_tokens=1536, steps=800, seed=0)
+    model = build_model(config, tokenizer)
+    train_lm(model, tokenizer, public, config)
+    return tokenizer, model
 
 
 def _records(rows: list[tuple[str, int]]) -> Records:
@@ -234,6 +250,7 @@ class TextAudit:
     repeats: int
     perplexity: float
     exposure: float
+    exposure_out: float
     bound_model: float
     bound_texts: float
     run_in: float
@@ -242,7 +259,7 @@ class TextAudit:
 
 
 GROUPS = {1: 400, 4: 80, 16: 40}  # repeats -> canaries, of which half join
-EPOCHS = 10
+EPOCHS = 4
 
 
 def text_audit(world: TextWorld, epsilon: Optional[float], seed: int, samples: int = 1500) -> list[TextAudit]:
@@ -284,6 +301,7 @@ def _text_result(
         group.repeats,
         quality,
         float(exposure(after[joined], candidates).mean()),
+        float(exposure(after[~joined], candidates).mean()),
         lower_bound(before - after, joined, 1e-5).epsilon_lower,
         lower_bound(seen, joined, 1e-5).epsilon_lower,
         float(runs[joined].mean()),
@@ -309,16 +327,16 @@ def _train(model: Any, world: TextWorld, records: Records, epsilon: Optional[flo
     training = items(encode_records(world.tokenizer, records, CONTROL))
     pad = world.tokenizer.pad_token_id
     if epsilon is None:
-        settings = TrainConfig(learning_rate=2e-3, batch_size=16, warmup_ratio=0.05)
+        settings = TrainConfig(learning_rate=3e-3, batch_size=16, warmup_ratio=0.05)
         train_items(model, training, settings, epochs=EPOCHS, seed=seed, pad_id=pad, phase="training")
         return
     config = PrivacyConfig(
         epsilon=epsilon,
         batch_size=256,
         epochs=EPOCHS,
-        learning_rate=2e-3,
+        learning_rate=1e-2,
         physical_batch_size=64,
-        per_sample="ghost",
+        per_sample="hooks",
     )
     plan = plan_training(config, len(training))
     noise = Randomness.seeded(seed)
@@ -348,46 +366,53 @@ def report_gradients(seeds: int) -> dict[str, Any]:
     return figures
 
 
-def report_text(seeds: int) -> dict[str, Any]:
+def report_text(seeds: int, base: Optional[Path] = None) -> dict[str, Any]:
     """Print the table of text canaries."""
-    figures: dict[str, Any] = {}
-    world = text_world()
+    world = text_world(base)
+    figures: dict[str, Any] = {"base_perplexity": round(perplexity(world.model(), world), 1)}
+    print(f"\nPerplexity of the base model: {figures['base_perplexity']:.0f}.")
+    print(f"Exposure of texts never trained on: {chance_exposure(1000):.2f} bits; the most possible: 10.0 bits.")
     print(
-        "\n| training | perplexity | repeats | exposure in bits | bound from the model "
+        "\n| training | perplexity | repeats | exposure in bits: in / out | bound from the model "
         "| run of words in synthetic texts: in / out | longest | bound from the texts |\n" + "|---" * 8 + "|"
     )
     for name, epsilon in (("not private", None), ("ε 8", 8.0), ("ε 2", 2.0)):
         found = [text_audit(world, epsilon, seed) for seed in range(seeds)]
+        key = "plain" if epsilon is None else f"epsilon_{epsilon:g}"
         for number, repeats in enumerate(GROUPS):
             one = [audits[number] for audits in found]
-            bits = float(np.mean([a.exposure for a in one]))
-            models, texts = (max(getattr(a, what) for a in one) for what in ("bound_model", "bound_texts"))
-            runs = " / ".join(f"{np.mean([getattr(a, what) for a in one]):.2f}" for what in ("run_in", "run_out"))
-            longest = max(a.longest for a in one)
-            quality = float(np.mean([a.perplexity for a in one]))
-            print(
-                f"| {name} | {quality:.0f} | {repeats} | {bits:.1f} | {models:.2f} | {runs} | {longest} | {texts:.2f} |"
+            means = {what: _mean(one, what) for what in ("perplexity", "exposure", "exposure_out", "run_in", "run_out")}
+            models, texts, longest = (
+                max(getattr(a, w) for a in one) for w in ("bound_model", "bound_texts", "longest")
             )
-            key = f"{'plain' if epsilon is None else f'epsilon_{epsilon:g}'}_{repeats}"
-            figures |= {f"{key}_exposure": round(bits, 2), f"{key}_bound_model": round(models, 2)}
-            figures |= {f"{key}_bound_texts": round(texts, 2), f"{key}_longest_run": longest}
-        figures[f"{key.rsplit('_', 1)[0]}_perplexity"] = round(quality, 1)
-    figures["base_perplexity"] = round(perplexity(world.model(), world), 1)
-    print(f"\nExposure of texts never trained on: {chance_exposure(1000):.2f} bits; the most possible: 10.0 bits.")
-    print(f"Perplexity of the base model: {figures['base_perplexity']:.0f}.")
+            print(
+                f"| {name} | {means['perplexity']:.0f} | {repeats} | {means['exposure']:.1f} / "
+                f"{means['exposure_out']:.1f} | {models:.2f} | {means['run_in']:.2f} / {means['run_out']:.2f} "
+                f"| {longest} | {texts:.2f} |",
+                flush=True,
+            )
+            figures |= {f"{key}_{repeats}_{what}": round(means[what], 2) for what in ("exposure", "exposure_out")}
+            figures |= {f"{key}_{repeats}_bound_model": round(models, 2), f"{key}_{repeats}_longest_run": longest}
+            figures[f"{key}_{repeats}_bound_texts"] = round(texts, 2)
+        figures[f"{key}_perplexity"] = round(means["perplexity"], 1)
     return figures
+
+
+def _mean(audits: list[TextAudit], what: str) -> float:
+    return float(np.mean([getattr(audit, what) for audit in audits]))
 
 
 def main() -> None:
     """Measure and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5, help="of the planted faults")
+    parser.add_argument("--seeds", type=int, default=5, help="of the planted faults; 0 leaves them out")
     parser.add_argument("--text-seeds", type=int, default=1, help="of the text canaries; 0 leaves them out")
+    parser.add_argument("--base", type=Path, help="prepared model for the text canaries; default: made here")
     options = parser.parse_args()
     began = time.process_time()
-    figures = report_gradients(options.seeds)
+    figures = report_gradients(options.seeds) if options.seeds else {}
     if options.text_seeds:
-        figures |= report_text(options.text_seeds)
+        figures |= report_text(options.text_seeds, options.base)
     figures["cpu_seconds"] = round(time.process_time() - began)
     print()
     finish("audit", figures, **versions("torch", "transformers", "opacus"))

@@ -102,20 +102,31 @@ def world(audit: Any) -> Any:
     return audit.text_world()
 
 
+@pytest.fixture(scope="module")
+def base_perplexity(audit: Any, world: Any) -> float:
+    """Of held-out news under the base model, which has never seen news."""
+    return audit.perplexity(world.model(), world)
+
+
 @pytest.mark.slow
-def test_training_without_privacy_gives_text_canaries_away(audit: Any, world: Any) -> None:
+def test_training_without_privacy_gives_text_canaries_away(audit: Any, world: Any, base_perplexity: float) -> None:
     once, four, sixteen = audit.text_audit(world, None, seed=0)
+    assert once.perplexity < base_perplexity / 3
     assert min(once.exposure, four.exposure, sixteen.exposure) > CHANCE + 5
     assert once.bound_model > 2  # a claim of ε 2 would be refuted by this black-box audit
-    assert once.bound_texts > 0.5  # even by the synthetic texts alone
+    assert four.bound_texts > 0.5  # by the texts alone; of canaries that came once they show nothing
     assert sixteen.longest == 8  # whole canaries are written
     assert sixteen.run_in > sixteen.run_out + 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [2.0, 8.0])
-def test_private_training_keeps_text_canaries(audit: Any, world: Any, epsilon: float) -> None:
+def test_private_training_learns_news_and_keeps_text_canaries(
+    audit: Any, world: Any, base_perplexity: float, epsilon: float
+) -> None:
+    """One without the other would be worth nothing."""
     once, _, sixteen = audit.text_audit(world, epsilon, seed=0)
+    assert once.perplexity < 0.6 * base_perplexity
     assert once.exposure < CHANCE + 0.5
     assert once.bound_model < epsilon
     assert once.bound_texts < epsilon
