@@ -16,6 +16,7 @@ either one site's settings or, for trials on one machine, one section per party:
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -23,12 +24,19 @@ import pydantic
 from pydantic import Field
 
 from fate_llm_ext.errors import ExtensionError
-from fate_llm_ext.privacy.events import Budget  # a fact like those of this file; the module computes nothing
 
 SITE_FILE_VARIABLE = "FATE_LLM_EXT_SITE"
 ROOT_VARIABLE = "FATE_LLM_EXT_ROOT"
 ONLY_DEVICE_VARIABLE = "FATE_LLM_EXT_ONLY_DEVICE"  # the `cuda:<index>` of which the process sees nothing else
 DEFAULT_SITE_FILE = "~/.fate_llm_ext/site.yaml"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a site allows for one table, over all jobs: composed ε at δ."""
+
+    epsilon: float
+    delta: float
 
 
 class SiteBudget(pydantic.BaseModel):

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Sequence
 
 from fate_llm_ext.privacy import report
-from fate_llm_ext.privacy.events import Budget, DataSet, Release, fingerprint_records
+from fate_llm_ext.privacy.events import DataSet, Release, fingerprint_records
 from fate_llm_ext.privacy.report import LedgerTotal, TrainingFacts
-from fate_llm_ext.site import Site
+from fate_llm_ext.site import Budget, Site
 
 if TYPE_CHECKING:
     from fate_llm_ext.privacy.accountants import Accountant

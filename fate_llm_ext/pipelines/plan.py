@@ -15,9 +15,9 @@ from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.pipelines import catalog
 from fate_llm_ext.pipelines.job import Dag, Party, Task
 from fate_llm_ext.pipelines.parameters import CONFIGS
-from fate_llm_ext.privacy.events import Budget, DataSet, fingerprint_records
+from fate_llm_ext.privacy.events import DataSet, fingerprint_records
 from fate_llm_ext.privacy.report import show_delta, show_epsilon
-from fate_llm_ext.site import Site, load_sites
+from fate_llm_ext.site import Budget, Site, load_sites
 
 if TYPE_CHECKING:
     from fate_llm_ext.privacy.limits import Charge

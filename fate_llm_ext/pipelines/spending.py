@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple
 
 from fate_llm_ext.errors import ExtensionError, Problem
-from fate_llm_ext.privacy.events import Budget, mechanism_to_dict
+from fate_llm_ext.privacy.events import mechanism_to_dict
 from fate_llm_ext.privacy.report import LedgerTotal, to_json
-from fate_llm_ext.site import Site, load_sites
+from fate_llm_ext.site import Budget, Site, load_sites
 
 if TYPE_CHECKING:
     from fate_llm_ext.privacy.ledger import Entry, Ledger

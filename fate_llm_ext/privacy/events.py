@@ -1,4 +1,4 @@
-"""What happened to private data, as frozen facts: mechanisms, releases, data sets, budgets.
+"""What happened to private data, as frozen facts: mechanisms, releases, data sets.
 
 Two data sets are neighbours if one has one record more (add or remove one record). Accountants
 (:mod:`~fate_llm_ext.privacy.accountants`) turn mechanisms into ε at a δ, the ledger
@@ -85,14 +85,6 @@ class DataSet:
     table: str
     fingerprint: str
     records: int
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a site allows for one table, over all jobs: composed ε at δ."""
-
-    epsilon: float
-    delta: float
 
 
 @dataclass(frozen=True)

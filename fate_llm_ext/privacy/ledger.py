@@ -22,7 +22,6 @@ from fate_llm_ext.privacy import chain as chains
 from fate_llm_ext.privacy.accountants import Accountant, epsilon
 from fate_llm_ext.privacy.chain import Chain
 from fate_llm_ext.privacy.events import (
-    Budget,
     DataSet,
     Mechanism,
     Release,
@@ -40,6 +39,7 @@ from fate_llm_ext.privacy.limits import (
     over_budget,
     related,
 )
+from fate_llm_ext.site import Budget
 
 logger = logging.getLogger(__name__)
 

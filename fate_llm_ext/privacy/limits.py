@@ -11,8 +11,9 @@ from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple, TypeVar,
 
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.privacy.accountants import Accountant, default_delta, epsilon
-from fate_llm_ext.privacy.events import Budget, DataSet, Gaussian, Mechanism, Release
+from fate_llm_ext.privacy.events import DataSet, Gaussian, Mechanism, Release
 from fate_llm_ext.privacy.report import show_epsilon
+from fate_llm_ext.site import Budget
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Protocol, 
 from fate_llm_ext import __version__
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.privacy.events import (
-    Budget,
     DataSet,
     Gaussian,
     Mechanism,
@@ -30,6 +29,7 @@ from fate_llm_ext.privacy.events import (
     mechanism_to_dict,
 )
 from fate_llm_ext.progress import emit
+from fate_llm_ext.site import Budget
 
 if TYPE_CHECKING:
     from fate_llm_ext.privacy.accountants import Accountant

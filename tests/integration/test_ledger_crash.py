@@ -16,8 +16,9 @@ from typing import Callable, Dict, List
 import pytest
 
 from fate_llm_ext.errors import ExtensionError
-from fate_llm_ext.privacy.events import Budget, DataSet, Gaussian, Release
+from fate_llm_ext.privacy.events import DataSet, Gaussian, Release
 from fate_llm_ext.privacy.ledger import Ledger
+from fate_llm_ext.site import Budget
 
 pytestmark = pytest.mark.integration
 

@@ -15,7 +15,6 @@ from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.privacy import chain as chains
 from fate_llm_ext.privacy.accountants import epsilon
 from fate_llm_ext.privacy.events import (
-    Budget,
     DataSet,
     Gaussian,
     Mechanism,
@@ -27,6 +26,7 @@ from fate_llm_ext.privacy.events import (
 from fate_llm_ext.privacy.ledger import Ledger
 from fate_llm_ext.privacy.limits import Charge, left_over
 from fate_llm_ext.privacy.report import show_epsilon
+from fate_llm_ext.site import Budget
 
 NEWS = DataSet("llm/news", "ab" * 32, 1000)
 TABLES = ("llm/news", "llm/other", "llm/mail")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from fate_llm_ext.privacy import report
-from fate_llm_ext.privacy.events import Budget, DataSet, Gaussian, NonPrivate, PoissonGaussian, Release
+from fate_llm_ext.privacy.events import DataSet, Gaussian, NonPrivate, PoissonGaussian, Release
+from fate_llm_ext.site import Budget
 
 DATA = DataSet("llm/yelp", "ab" * 32, 2000)
 SGD = PoissonGaussian(0.128, 1.86, 79)

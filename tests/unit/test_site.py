@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from fate_llm_ext.errors import ExtensionError
-from fate_llm_ext.privacy.events import Budget
-from fate_llm_ext.site import ROOT_VARIABLE, SITE_FILE_VARIABLE, Site, current_site, load_sites
+from fate_llm_ext.site import ROOT_VARIABLE, SITE_FILE_VARIABLE, Budget, Site, current_site, load_sites
 
 
 def write(folder: Path, content: Any, name: str = "sites.yaml") -> Path:
