@@ -29,7 +29,8 @@ def test_the_histogram_s_noise_is_gaussian_and_secret() -> None:
     one = _secret_noise(10.0, 40_000)
     np.random.seed(0)
     other = _secret_noise(10.0, 40_000)
-    assert not np.isclose(one, other).any()
+    assert (one != other).all()
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.03
     assert one.std() == pytest.approx(10.0, rel=0.02)
     assert abs(one.mean()) < 0.25
-    assert np.mean(np.abs(one) < 10.0) == pytest.approx(0.6827, abs=0.01)
+    assert np.mean(np.abs(one) < 10.0) == pytest.approx(0.6827, abs=0.015)
