@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from jobs import CLIENTS, PARTIES, JobFiles
@@ -15,6 +15,8 @@ BUDGET = {"epsilon": 12.0, "delta": 0.01}
 
 class DPKDFiles(JobFiles):
     """A DAG with the one task ``dpkd_0``."""
+
+    soon: ClassVar[float] = 230.0
 
     @property
     def parameters(self) -> dict[str, Any]:

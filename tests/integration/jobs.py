@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import yaml
@@ -32,6 +34,8 @@ def make(*arguments: str | Path) -> None:
 @dataclass
 class JobFiles:
     """A DAG and a site file that a test may change before it runs them."""
+
+    soon: ClassVar[float] = 90.0  # seconds within which a failing job ends on a busy machine; a hang takes minutes
 
     folder: Path
     dag: dict[str, Any]
@@ -67,3 +71,26 @@ class JobFiles:
             if str(self.folder) in " ".join(process.info["cmdline"] or []) and process.info["status"] != "zombie":
                 found.append(process)
         return found
+
+
+def failed(job: JobFiles, *words: str) -> str:
+    """Run the job; it must fail with exactly one error that contains the words."""
+    began = time.monotonic()
+    done = job.run()
+    assert time.monotonic() - began < job.soon
+    assert done.returncode == 1, done.stdout + done.stderr
+    return one_error(job, done.stderr, *words)
+
+
+def one_error(job: JobFiles, stderr: str, *words: str) -> str:
+    lines = [line for line in stderr.splitlines() if re.search(r"\bE\d{3} ", line)]
+    assert len(lines) == 1, stderr
+    assert "Next: " in lines[0]
+    assert all(word in lines[0] for word in words), lines[0]
+    assert "Traceback" not in stderr
+    assert not job.alive()
+    return lines[0]
+
+
+def nothing_started(job: JobFiles) -> None:
+    assert not job.out.exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import time
@@ -12,13 +11,11 @@ from typing import Any
 
 import pytest
 from dpkd_jobs import CODES, DPKDFiles, events, one_owner, two_owners
-from jobs import ENVIRONMENT, PROGRAM
+from jobs import ENVIRONMENT, PROGRAM, failed, nothing_started, one_error
 
 from fate_llm_ext.privacy.ledger import Ledger
 
 pytestmark = pytest.mark.integration
-
-SOON = 230.0  # generous, for a machine on which much else runs; a hang would take longer
 
 
 @pytest.fixture
@@ -27,29 +24,6 @@ def job(world: Path, tmp_path: Path) -> DPKDFiles:
     made = one_owner(world, tmp_path)
     made.parameters["synthesis"]["samples"] = 10
     return made
-
-
-def failed(job: DPKDFiles, *words: str) -> str:
-    """Run the job; it must fail with exactly one error that contains the words."""
-    began = time.monotonic()
-    done = job.run()
-    assert time.monotonic() - began < SOON
-    assert done.returncode == 1, done.stdout + done.stderr
-    return one_error(job, done.stderr, *words)
-
-
-def one_error(job: DPKDFiles, stderr: str, *words: str) -> str:
-    lines = [line for line in stderr.splitlines() if re.search(r"\bE\d{3} ", line)]
-    assert len(lines) == 1, stderr
-    assert "Next: " in lines[0]
-    assert all(word in lines[0] for word in words), lines[0]
-    assert "Traceback" not in stderr
-    assert not job.alive()
-    return lines[0]
-
-
-def nothing_started(job: DPKDFiles) -> None:
-    assert not job.out.exists()
 
 
 def charged(job: DPKDFiles, party: str = "guest_9999") -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -12,34 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from jobs import ENVIRONMENT, PROGRAM, JobFiles
+from jobs import ENVIRONMENT, PROGRAM, JobFiles, failed, nothing_started, one_error
 
 pytestmark = pytest.mark.integration
-
-SOON = 90.0  # on a busy machine; a hang would take minutes
-
-
-def failed(job: JobFiles, *words: str) -> str:
-    """Run the job; it must fail with exactly one error that contains the words."""
-    began = time.monotonic()
-    done = job.run()
-    assert time.monotonic() - began < SOON
-    assert done.returncode == 1, done.stdout + done.stderr
-    return one_error(job, done.stderr, *words)
-
-
-def one_error(job: JobFiles, stderr: str, *words: str) -> str:
-    lines = [line for line in stderr.splitlines() if re.search(r"\bE\d{3} ", line)]
-    assert len(lines) == 1, stderr
-    assert "Next: " in lines[0]
-    assert all(word in lines[0] for word in words), lines[0]
-    assert "Traceback" not in stderr
-    assert not job.alive()
-    return lines[0]
-
-
-def nothing_started(job: JobFiles) -> None:
-    assert not job.out.exists()
 
 
 def copy_model(job: JobFiles, world: Path, party: str, arch: str) -> Path:
