@@ -1,4 +1,4 @@
-"""What handshakes have in common: versions, parameters and vocabularies that parties tell each other."""
+"""What protocols have in common: versions, parameters, vocabularies and distributions that parties tell each other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,29 @@ import numpy as np
 from fate_llm_ext import __version__
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.vocabulary import Vocabulary
+
+_HALF_PRECISION = 1.05  # log-probabilities travel as float16, whose rounding adds up over K of them
+
+
+def check_distributions(tokens: np.ndarray, starts: np.ndarray, log_probs: np.ndarray, what: str) -> None:
+    """Counts and ranges of sparse distributions that dtypes and shapes cannot say.
+
+    Args:
+        tokens: predicted tokens per text, int [S]; they sum to P.
+        starts: int [P].
+        log_probs: natural logarithms, [P, K].
+        what: what one of the P is called in the message, token or position.
+
+    Raises:
+        ValueError: the counts do not cover the positions, a probability or the sum of a position's is above 1.
+    """
+    if int(tokens.sum()) != len(starts):
+        raise ValueError(f"token counts sum to {int(tokens.sum())}, {len(starts)} {what}s were sent")
+    if log_probs.size and float(log_probs.max()) > 1e-3:
+        raise ValueError(f"a log-probability of {float(log_probs.max()):.3f} is above 0")
+    mass = np.exp(log_probs.astype(np.float32)).sum(axis=1)
+    if mass.size and float(mass.max()) > _HALF_PRECISION:
+        raise ValueError(f"the probabilities of a {what} sum to {float(mass.max()):.3f}")
 
 
 def agree(party: str, version: str, parameters: Mapping[str, str], own: Mapping[str, str]) -> None:

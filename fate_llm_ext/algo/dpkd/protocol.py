@@ -44,11 +44,10 @@ from typing import ClassVar, Dict, Optional, Tuple, Type
 
 import numpy as np
 
+from fate_llm_ext.algo.agreement import check_distributions
 from fate_llm_ext.federation.aggregation import KEYS_MESSAGE, WEIGHTS_MESSAGE
 from fate_llm_ext.federation.codec import WireMessage, array
 from fate_llm_ext.privacy.events import Gaussian, PoissonGaussian
-
-_HALF_PRECISION = 1.05  # log-probabilities travel as float16, whose rounding adds up over K of them
 
 
 @dataclass(frozen=True)
@@ -168,13 +167,7 @@ class Signals(WireMessage):
 
     def validate(self) -> None:
         """Counts and ranges that dtypes and shapes cannot say."""
-        if int(self.tokens.sum()) != len(self.starts):
-            raise ValueError(f"token counts sum to {int(self.tokens.sum())}, {len(self.starts)} tokens were sent")
-        if self.log_probs.size and float(self.log_probs.max()) > 1e-3:
-            raise ValueError(f"a log-probability of {float(self.log_probs.max()):.3f} is above 0")
-        mass = np.exp(self.log_probs.astype(np.float32)).sum(axis=1)
-        if mass.size and float(mass.max()) > _HALF_PRECISION:
-            raise ValueError(f"the probabilities of a token sum to {float(mass.max()):.3f}")
+        check_distributions(self.tokens, self.starts, self.log_probs, "token")
 
 
 def pack_texts(codes: np.ndarray, texts: list[str]) -> dict[str, np.ndarray]:
