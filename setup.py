@@ -28,6 +28,8 @@ REQUIRES = [
     "jinja2>=3.0",
     "pyyaml>=6.0",
     "rapidfuzz>=3.0",
+    "requests>=2.25",
+    "scikit-learn>=1.0",
     "packaging>=23.0",
     "typing-extensions>=4.0",
 ]
@@ -59,6 +61,7 @@ setup(
         "console_scripts": ["fate-llm-ext = fate_llm_ext.cli.main:main"],
         "fate.ext.component_desc": [
             "dpkd = fate_llm_ext.components.dpkd:dpkd",
+            "fdkt = fate_llm_ext.components.fdkt:fdkt",
             "fedmkt = fate_llm_ext.components.fedmkt:fedmkt",
             "text_evaluation = fate_llm_ext.components.text_evaluation:text_evaluation",
         ],

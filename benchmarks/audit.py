@@ -23,10 +23,9 @@ import torch
 import transformers
 from common import ROOT, finish, versions
 
-from fate_llm_ext.algo.dpkd.config import ControlConfig
-from fate_llm_ext.algo.dpkd.synthesis import code_counts, synthesise
-from fate_llm_ext.algo.dpkd.text import Records, encode_records, items
-from fate_llm_ext.config import GenerationConfig, PrivacyConfig, TrainConfig
+from fate_llm_ext.algo.control import Records, encode_records, items
+from fate_llm_ext.algo.synthesis import code_counts, synthesise
+from fate_llm_ext.config import ControlConfig, GenerationConfig, PrivacyConfig, TrainConfig
 from fate_llm_ext.models.corpus import read_documents
 from fate_llm_ext.models.scoring import Scorer
 from fate_llm_ext.models.tiny import TinyConfig, build_model, train_lm

@@ -12,6 +12,8 @@ import pydantic
 from pydantic import Field
 from typing_extensions import Literal
 
+Weights = Literal["lora", "full"]
+
 
 class Group(pydantic.BaseModel):
     """Base of all parameter groups: unknown keys are errors, values are immutable."""
@@ -61,6 +63,16 @@ class ModelConfig(Group):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA, float32 on CPU.")
 
 
+class LLMConfig(Group):
+    """The LLM that writes at the arbiter: a local model, or one behind an OpenAI-compatible HTTP server."""
+
+    name: str = Field(..., description="Name under `models`, or under `endpoints`, in the party's site file.")
+    adapter: Optional[str] = Field(
+        None, description="Name under `models` of a LoRA adapter of the local model; it is applied, not merged."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Of a local model, as in `model`.")
+
+
 class LoraConfig(Group):
     """Low-rank adapters (peft); the base model stays frozen."""
 
@@ -88,7 +100,7 @@ class TrainConfig(Group):
 class PrivacyConfig(Group):
     """DP-SGD: the guarantee asked for and how the noisy training runs. The unit is one record (add or remove)."""
 
-    epsilon: float = Field(..., gt=0.0, description="ε of everything that this job releases about a table.")
+    epsilon: float = Field(..., gt=0.0, description="ε of all that this job releases about a table; .inf: no noise.")
     delta: Optional[float] = Field(
         None, gt=0.0, lt=1.0, description="δ, below 1 / records; default: records to the power of -1.1."
     )
@@ -114,6 +126,38 @@ class GenerationConfig(Group):
     top_p: float = Field(0.95, gt=0.0, le=1.0, description="Nucleus sampling: smallest set of this mass.")
     max_new_tokens: int = Field(64, ge=1, description="Longest text in tokens.")
     batch_size: int = Field(64, ge=1, description="Texts sampled at a time.")
+
+
+class ControlConfig(Group):
+    """Control codes (labels): what a generator is asked to write. The list is public, whose code is whose is not."""
+
+    code: str = Field(..., description="Jinja template of a row's control code, e.g. `{{ category }}`.")
+    text: str = Field("{{ text }}", description="Jinja template of a row's text.")
+    values: List[str] = Field(..., min_items=1, description="All control codes, in public.")
+    columns: Dict[str, str] = Field(
+        default_factory=dict, description="Column mapping: template name -> column of the file."
+    )
+    prompt: str = Field("{{ code }}\n\n", description="Jinja template of the prompt that asks for a text of a code.")
+    max_length: int = Field(128, ge=8, le=65536, description="Longest sequence of code and text in tokens.")
+    frequencies: Literal["uniform", "histogram"] = Field(
+        "uniform", description="How often each code is asked for: alike, or as in the private data by a DP histogram."
+    )
+    histogram_noise: float = Field(10.0, gt=0.0, description="σ of the histogram's noise, in records.")
+
+    @pydantic.validator("values")
+    def _distinct(cls, values: List[str]) -> List[str]:
+        empty = [index for index, value in enumerate(values) if not value.strip()]
+        if empty:
+            raise ValueError(f"control code {empty[0]} of {len(values)} is empty")
+        if len(set(values)) < len(values):
+            raise ValueError(f"{len(values)} control codes, {len(set(values))} different ones")
+        return values
+
+
+class SynthesisConfig(GenerationConfig):
+    """Texts sampled from a DP generator: post-processing, at no cost."""
+
+    samples: int = Field(4000, ge=1, description="Texts to sample (DP-KD: all owners together); repetitions go.")
 
 
 class NetworkConfig(Group):

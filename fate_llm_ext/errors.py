@@ -93,6 +93,10 @@ CATALOGUE: dict[str, ErrorKind] = {
     "E129": ErrorKind("The parameters do not fit together: {reason}.", "See `fate-llm-ext desc {component}`."),
     "E130": ErrorKind("More than one source is given for {party}, {name!r} takes one.", "Keep one source per party."),
     # E2xx - data ---------------------------------------------------------------------------------
+    "E131": ErrorKind(
+        "The LLM {name!r} is under {count} of `models` and `endpoints` in this party's site file (they have: {known}).",
+        "Add it under exactly one of them: `models: {{{name}: <path>}}` or `endpoints: {{{name}: {{url: <url>}}}}`.",
+    ),
     "E201": ErrorKind("{path} does not exist.", "Check the path.{hint}"),
     "E202": ErrorKind(
         "{path}: files of the kind {suffix!r} are not known.", "Give one of {known}, each optionally with .gz."
@@ -108,7 +112,7 @@ CATALOGUE: dict[str, ErrorKind] = {
         "{path} has {count} files for the split {split!r}: {files}.", "Leave 1 of them, or name the file."
     ),
     "E208": ErrorKind("The template {name!r} does not exist.{hint}", "`fate-llm-ext data templates` lists them."),
-    "E209": ErrorKind("The {field} of the template is wrong: {reason}.", "Correct `task.{field}`."),
+    "E209": ErrorKind("The template `{field}` is wrong: {reason}.", "Correct `{field}` in the job's parameters."),
     "E210": ErrorKind(
         "{where}, {field}: {reason}; columns of the row: {columns}.",
         "Choose another template, correct it, or map the columns with `columns`.",

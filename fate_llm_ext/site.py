@@ -18,10 +18,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Union
 
 import pydantic
 from pydantic import Field
+from typing_extensions import Literal
 
 from fate_llm_ext.errors import ExtensionError
 
@@ -49,6 +50,23 @@ class SiteBudget(pydantic.BaseModel):
     delta: float = Field(..., gt=0.0, lt=1.0, description="δ of everything together, below 1 / records.")
 
 
+class Endpoint(pydantic.BaseModel):
+    """An OpenAI-compatible HTTP server that the site can reach: vLLM, SGLang, transformers serve, a provider."""
+
+    class Config:
+        extra = "forbid"
+
+    url: str = Field(..., regex=r"^https?://", description="Up to and with the version, e.g. http://127.0.0.1:8000/v1.")
+    model: Optional[str] = Field(None, description="Model name to ask for; default: the only one that it serves.")
+    key_file: Optional[str] = Field(None, description="File that holds the API key and nothing else.")
+    api: Literal["completions", "chat"] = Field("chat", description="Which of the two interfaces to use.")
+    concurrency: int = Field(8, ge=1, le=1024, description="Requests in flight.")
+    requests_per_second: Optional[float] = Field(None, gt=0.0, description="Rate limit; default: none.")
+    timeout_seconds: float = Field(120.0, gt=0.0, description="Longest wait for one answer.")
+    deadline_seconds: float = Field(600.0, gt=0.0, description="Longest time for one text, all retries together.")
+    retries: int = Field(5, ge=0, description="Retries of one request, with growing pauses.")
+
+
 class Site(pydantic.BaseModel):
     """One party's settings. Relative paths start at ``root``."""
 
@@ -61,6 +79,9 @@ class Site(pydantic.BaseModel):
     )
     models: Dict[str, str] = Field(default_factory=dict, description="Model name -> Hugging Face folder.")
     public: Dict[str, str] = Field(default_factory=dict, description="Public set name -> file or folder.")
+    endpoints: Dict[str, Endpoint] = Field(
+        default_factory=dict, description="Name -> OpenAI-compatible HTTP server of an LLM."
+    )
     budgets: Dict[str, SiteBudget] = Field(
         default_factory=dict, description="<namespace>/<name> -> {epsilon, delta} for all jobs together."
     )
@@ -88,6 +109,19 @@ class Site(pydantic.BaseModel):
         if not path.exists():
             raise ExtensionError("E111", kind=kind, name=name, path=path)
         return path
+
+    def lookup_llm(self, name: str) -> Union[Path, Endpoint]:
+        """The LLM of that name: the folder of a local model or an HTTP endpoint.
+
+        Raises:
+            ExtensionError: E131 if the name is under both or neither of ``models`` and ``endpoints``, E111 if the
+                model's path is missing.
+        """
+        found = [kind for kind in ("models", "endpoints") if name in getattr(self, kind)]
+        if len(found) != 1:
+            known = ", ".join([*sorted(self.models), *sorted(self.endpoints)]) or "nothing"
+            raise ExtensionError("E131", name=name, count=len(found), known=known)
+        return self.endpoints[name] if found[0] == "endpoints" else self.lookup("models", name)
 
     def budget(self, table: str) -> Budget:
         """What may be released about a table, under differential privacy.

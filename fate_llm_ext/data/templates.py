@@ -47,8 +47,9 @@ class Template:
         own, trailing = _margin(answer, start=True), _margin(prompt, start=False)
         self.separator = own or trailing or (" " if prompt.strip() else "")
         environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-        self._prompt, _ = _compile(environment, "prompt", prompt.rstrip())
-        self._answer, self._needed = _compile(environment, "answer", answer)
+        fields = ("control.code", "control.text") if name == "control" else ("task.prompt", "task.answer")
+        self._prompt, _ = _compile(environment, fields[0], prompt.rstrip())
+        self._answer, self._needed = _compile(environment, fields[1], answer)
         self._choices = choices if choices == "letters" or choices is None else self._closed(choices)
 
     @property
@@ -109,7 +110,9 @@ class Template:
     def _closed(self, choices: Iterable[str]) -> Tuple[str, ...]:
         words = [_clean(str(choice)).strip() for choice in choices]
         if len(words) < 2 or len(set(words)) < len(words) or not all(words):
-            raise ExtensionError("E209", field="choices", reason=f"{len(words)} given, 2 or more distinct ones needed")
+            raise ExtensionError(
+                "E209", field="task.choices", reason=f"{len(words)} given, 2 or more distinct ones needed"
+            )
         return tuple(self.separator + word for word in words)
 
     @staticmethod

@@ -1,6 +1,6 @@
 """The author's view of a job: write it, check it, run it. Nothing here imports torch.
 
-``FedMKT``, ``DPKD`` and ``TextEvaluation`` are components for FATE's Pipeline SDK and need fate-client::
+``FedMKT``, ``DPKD``, ``FDKT`` and ``TextEvaluation`` are components for FATE's Pipeline SDK and need fate-client::
 
     from fate_client.pipeline import FateFlowPipeline
     from fate_llm_ext.pipelines import FedMKT
@@ -21,6 +21,7 @@ from typing import Any
 
 _WHERE = {
     "DPKD": "components",
+    "FDKT": "components",
     "FedMKT": "components",
     "TextEvaluation": "components",
     "Dag": "job",
@@ -30,7 +31,7 @@ _WHERE = {
     "JobResult": "local",
 }
 
-__all__ = ["DPKD", "Dag", "FedMKT", "JobResult", "Party", "TextEvaluation", "load_dag", "run_job"]
+__all__ = ["DPKD", "FDKT", "Dag", "FedMKT", "JobResult", "Party", "TextEvaluation", "load_dag", "run_job"]
 
 
 def __getattr__(name: str) -> Any:

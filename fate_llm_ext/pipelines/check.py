@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from fate_llm_ext.config import ModelConfig, PublicConfig
+from fate_llm_ext.config import LLMConfig, ModelConfig, PublicConfig
 from fate_llm_ext.errors import ExtensionError, Problem
 from fate_llm_ext.hints import near
 from fate_llm_ext.pipelines import catalog
@@ -22,10 +22,11 @@ from fate_llm_ext.site import Site, load_sites
 NEEDED_ROLES: Dict[Tuple[str, str], Tuple[Tuple[str, ...], ...]] = {
     ("fedmkt", "train"): (("arbiter",), ("guest", "host")),
     ("dpkd", "train"): (("arbiter",), ("guest",)),
+    ("fdkt", "train"): (("arbiter",), ("guest", "host")),
 }
 
 # Stages that release something differentially private about each owner's table, so that a site must allow it.
-NEEDS_BUDGET = {("dpkd", "train")}
+NEEDS_BUDGET = {("dpkd", "train"), ("fdkt", "train")}
 # And stages that release something else about it: at a site that sets budgets every table needs one.
 RELEASES = {*NEEDS_BUDGET, ("fedmkt", "train")}
 
@@ -184,9 +185,12 @@ class _Checker:
         for name, value in values.items():
             if name not in needed:
                 continue
-            kind = "models" if isinstance(value, ModelConfig) else "public" if isinstance(value, PublicConfig) else None
+            kinds = {ModelConfig: "models", PublicConfig: "public", LLMConfig: "llm"}
+            kind = next((kind for type, kind in kinds.items() if isinstance(value, type)), None)
             if kind:
                 problems += self._lookup(kind, value.name, f"{located[name][1]}.name", party)
+            if isinstance(value, LLMConfig) and value.adapter is not None:
+                problems += self._lookup("models", value.adapter, f"{located[name][1]}.adapter", party)
         return problems
 
     def _budgets(self, task: Task, party: Party) -> List[Problem]:
@@ -212,7 +216,10 @@ class _Checker:
         if site is None:
             return []
         try:
-            site.lookup(kind, name)
+            if kind == "llm":
+                site.lookup_llm(name)
+            else:
+                site.lookup(kind, name)
         except ExtensionError as error:
             return [Problem(f"{where} ({party})", error)]
         return []

@@ -8,8 +8,7 @@ from typing import Any, Dict, FrozenSet, List, Optional, Tuple
 
 import pydantic
 
-from fate_llm_ext.algo.dpkd.config import ControlConfig
-from fate_llm_ext.config import TaskConfig
+from fate_llm_ext.config import ControlConfig, TaskConfig
 from fate_llm_ext.data.templates import Template, get_template
 from fate_llm_ext.errors import ExtensionError, Problem
 from fate_llm_ext.hints import near
@@ -19,11 +18,18 @@ from fate_llm_ext.pipelines.job import Party, Task
 CONFIGS = {
     ("fedmkt", "train"): "fate_llm_ext.algo.fedmkt.config:FedMKTConfig",
     ("dpkd", "train"): "fate_llm_ext.algo.dpkd.config:DPKDConfig",
+    ("fdkt", "train"): "fate_llm_ext.algo.fdkt.config:FDKTConfig",
 }
 # What a role needs beyond that: functions of (configuration, role) that give all errors ...
-ROLE_PROBLEMS = {("dpkd", "train"): "fate_llm_ext.algo.dpkd.checks:role_problems"}
+ROLE_PROBLEMS = {
+    ("dpkd", "train"): "fate_llm_ext.algo.dpkd.checks:role_problems",
+    ("fdkt", "train"): "fate_llm_ext.algo.fdkt.checks:role_problems",
+}
 # ... and those that say which models and public sets it looks up in its site file; without one: all it is given.
-LOOKED_UP = {("dpkd", "train"): "fate_llm_ext.algo.dpkd.checks:looked_up"}
+LOOKED_UP = {
+    ("dpkd", "train"): "fate_llm_ext.algo.dpkd.checks:looked_up",
+    ("fdkt", "train"): "fate_llm_ext.algo.fdkt.checks:looked_up",
+}
 
 
 def check_parameters(task: Task, party: Party, whole: Any, part: Any) -> Tuple[Dict[str, Any], List[Problem]]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PLANS: Dict[Tuple[str, str], str] = {
     ("fedmkt", "train"): "fate_llm_ext.algo.fedmkt.release:plan",
     ("dpkd", "train"): "fate_llm_ext.algo.dpkd.release:plan",
+    ("fdkt", "train"): "fate_llm_ext.algo.fdkt.release:plan",
 }
 # Stages whose outputs stay at the party.
 STAYS_HERE = frozenset({("fedmkt", "predict"), ("text_evaluation", "default")})

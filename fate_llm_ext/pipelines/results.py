@@ -15,6 +15,7 @@ from fate_llm_ext.pipelines.process import Event, Follower
 
 ARM_ORDER = (
     *("zero_shot", "standalone", "standalone_public", "centralized", "paper", "fedmkt"),
+    *("local", "local_synthetic", "fdkt"),
     *("dp_teacher", "dp_sgd_student", "dpkd", "synthetic_ce", "dp_kd", "on_policy", "non_private"),
 )
 ARM_TITLES = {
@@ -24,6 +25,9 @@ ARM_TITLES = {
     "centralized": "Centralized",
     "paper": "FedMKT (paper)",
     "fedmkt": "FedMKT",
+    "local": "Local",
+    "local_synthetic": "Local + synthetic",
+    "fdkt": "FDKT",
     "dp_teacher": "DP teacher",
     "dp_sgd_student": "DP-SGD student",
     "dpkd": "DPKD",
@@ -43,13 +47,26 @@ DPKD_NOTE = (
     "alone. DP-KD: and its distributions. On-policy: and over what the student writes. Non-private: a teacher trained "
     "without noise and clipping. Comparisons on private records stay at their owner."
 )
+FDKT_NOTE = (
+    "Local: the client's own records. Local + synthetic: and texts of its DP generator. FDKT: and what the LLM has "
+    "written after these. Non-private: as local + synthetic, with a generator trained without noise and clipping. None "
+    "of these models is differentially private: all have read the records, and stay at their client."
+)
 # An arm that only tables of one algorithm have -> the note under these.
-ARM_NOTES = {"standalone_public": FEDMKT_NOTE, "dp_kd": DPKD_NOTE}
+ARM_NOTES = {"standalone_public": FEDMKT_NOTE, "dp_kd": DPKD_NOTE, "fdkt": FDKT_NOTE}
 CLIENTS = "mean of clients"
 _CLIENT_ROLES = ("guest", "host")
 _PREFERRED = ("accuracy", "nll_per_byte", "perplexity", "code_accuracy")
 # With several runs: what the method gains on each of these, run by run.
-_METHODS = {"fedmkt": ("standalone", "standalone_public"), "dp_kd": ("dp_sgd_student", "dpkd", "synthetic_ce")}
+_METHODS = {
+    "fedmkt": ("standalone", "standalone_public"),
+    "dp_kd": ("dp_sgd_student", "dpkd", "synthetic_ce"),
+    "fdkt": ("local", "local_synthetic"),
+}
+    "fedmkt": ("standalone", "standalone_public"),
+    "dp_kd": ("dp_sgd_student", "dpkd", "synthetic_ce"),
+    "fdkt": ("local", "local_synthetic"),
+}
 
 _Values = Dict[str, Dict[str, List[float]]]  # party -> arm -> a value per run
 

@@ -90,7 +90,9 @@ def plan_training(config: PrivacyConfig, records: int, others: Sequence[Mechanis
     accountants.check_delta(delta, records)
     rate = config.batch_size / records
     steps = math.ceil(config.epochs / rate)
-    noise = accountants.noise_multiplier(config.epsilon, delta, rate, steps, config.accountant, others)
+    noise = 0.0
+    if math.isfinite(config.epsilon):
+        noise = accountants.noise_multiplier(config.epsilon, delta, rate, steps, config.accountant, others)
     return DPPlan(records, rate, steps, noise, config.max_grad_norm, delta, config.epsilon, config.accountant)
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from fate_llm_ext.algo.dpkd.config import ControlConfig, DistillationConfig
+from fate_llm_ext.algo.control import Records, encode_records
+from fate_llm_ext.algo.dpkd.config import DistillationConfig
 from fate_llm_ext.algo.dpkd.evaluation import evaluate
 from fate_llm_ext.algo.dpkd.signals import targets, teacher_signals
 from fate_llm_ext.algo.dpkd.student import distillation_items, on_policy_items, train_student
-from fate_llm_ext.algo.dpkd.synthesis import code_counts, synthesise
-from fate_llm_ext.algo.dpkd.text import Records, encode_records
-from fate_llm_ext.config import GenerationConfig, TrainConfig
+from fate_llm_ext.algo.synthesis import code_counts, synthesise
+from fate_llm_ext.config import ControlConfig, GenerationConfig, TrainConfig
 from fate_llm_ext.data.corpus import generate_tickets
 from fate_llm_ext.models.generation import generate
 from fate_llm_ext.models.tiny import TinyConfig, build_model

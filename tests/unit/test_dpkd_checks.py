@@ -19,7 +19,8 @@ from fate_llm_ext.algo.dpkd.checks import (
 )
 from fate_llm_ext.algo.dpkd.config import DPKDConfig
 from fate_llm_ext.algo.dpkd.party import split_counts, split_steps
-from fate_llm_ext.algo.dpkd.protocol import Histogram, Signals, Synthetic, pack_texts
+from fate_llm_ext.algo.dpkd.protocol import Histogram, Signals, Synthetic
+from fate_llm_ext.algo.messages import pack_texts
 from fate_llm_ext.errors import ExtensionError
 
 

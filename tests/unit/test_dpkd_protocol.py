@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fate_llm_ext.algo.dpkd import protocol
-from fate_llm_ext.algo.dpkd.protocol import MESSAGES, Rollouts, Signals, Synthetic, Texts, Welcome, pack_texts
+from fate_llm_ext.algo.dpkd.protocol import MESSAGES, Rollouts, Signals, Synthetic, Welcome
+from fate_llm_ext.algo.messages import Texts, pack_texts
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.federation.aggregation import KEYS_MESSAGE, WEIGHTS_MESSAGE
 from fate_llm_ext.federation.codec import WireMessage, decode, encode

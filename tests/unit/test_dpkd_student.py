@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fate_llm_ext.algo.answering import Encoded
-from fate_llm_ext.algo.dpkd.config import ControlConfig, DistillationConfig
+from fate_llm_ext.algo.control import Records, encode_prompts, encode_records, items
+from fate_llm_ext.algo.dpkd.config import DistillationConfig
 from fate_llm_ext.algo.dpkd.evaluation import evaluate
 from fate_llm_ext.algo.dpkd.signals import TextSignals, targets, teacher_signals
 from fate_llm_ext.algo.dpkd.student import (
@@ -24,8 +25,7 @@ from fate_llm_ext.algo.dpkd.student import (
     on_policy_items,
     train_student,
 )
-from fate_llm_ext.algo.dpkd.text import Records, encode_prompts, encode_records, items
-from fate_llm_ext.config import LoraConfig, TrainConfig
+from fate_llm_ext.config import ControlConfig, LoraConfig, TrainConfig
 from fate_llm_ext.data.collate import Collator, Item
 from fate_llm_ext.data.corpus import generate_tickets
 from fate_llm_ext.errors import ExtensionError

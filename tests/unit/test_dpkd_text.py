@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fate_llm_ext.algo.dpkd.config import ControlConfig
-from fate_llm_ext.algo.dpkd.synthesis import code_counts, select, synthesise
-from fate_llm_ext.algo.dpkd.text import Records, encode_prompts, encode_records, items, read_records, to_records
-from fate_llm_ext.config import GenerationConfig
+from fate_llm_ext.algo.control import Records, encode_prompts, encode_records, items, read_records, to_records
+from fate_llm_ext.algo.synthesis import code_counts, select, synthesise
+from fate_llm_ext.config import ControlConfig, GenerationConfig
 from fate_llm_ext.data.corpus import generate_tickets
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.tiny import TinyConfig, build_model

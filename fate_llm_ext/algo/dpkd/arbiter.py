@@ -8,15 +8,15 @@ from typing import List, Optional, Sequence, Tuple
 import numpy as np
 
 from fate_llm_ext.algo.answering import Encoded
+from fate_llm_ext.algo.control import Records
 from fate_llm_ext.algo.dpkd.checks import check_counts, check_signals, check_texts, trains_student
 from fate_llm_ext.algo.dpkd.handshake import welcome
-from fate_llm_ext.algo.dpkd.model import load
-from fate_llm_ext.algo.dpkd.party import Party
-from fate_llm_ext.algo.dpkd.protocol import Frequencies, Histogram, Rollouts, Signals, Synthetic, pack_texts
+from fate_llm_ext.algo.dpkd.party import DPKDParty, load, public_test
+from fate_llm_ext.algo.dpkd.protocol import Frequencies, Histogram, Rollouts, Signals, Synthetic
 from fate_llm_ext.algo.dpkd.pupil import Pupil, Targets
 from fate_llm_ext.algo.dpkd.signals import TextSignals, targets
-from fate_llm_ext.algo.dpkd.synthesis import distinct
-from fate_llm_ext.algo.dpkd.text import Records
+from fate_llm_ext.algo.messages import pack_texts
+from fate_llm_ext.algo.synthesis import distinct
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.federation.aggregation import SecureMean
 from fate_llm_ext.federation.channel import Peer
@@ -35,15 +35,15 @@ class Arbiter:
         guarantee: ε and δ that hold for every record of every owner.
     """
 
-    def __init__(self, party: Party) -> None:
+    def __init__(self, party: DPKDParty) -> None:
         self._party = party
         self._channel = party.channel
         self.pupil: Optional[Pupil] = None
         self.mean: Optional[SecureMean] = None
         self.records = Records(np.zeros(0, dtype=np.int32), [])
         if trains_student(party.config, party.role):
-            student = load("student", party.site, party.config, party.device, party.channel.heartbeat)
-            self.pupil = Pupil(party, student, party.test())
+            student = load("student", party)
+            self.pupil = Pupil(party, student, public_test(party))
         self.guarantee = (math.inf, 1.0)
         self._vocabulary: Optional[Vocabulary] = None
         self._table: Optional[np.ndarray] = None

@@ -16,12 +16,12 @@ from typing import Callable, List, cast
 
 import numpy as np
 
+from fate_llm_ext.algo.control import items
 from fate_llm_ext.algo.dpkd.owner import TRAINING, Owner
-from fate_llm_ext.algo.dpkd.party import Party
+from fate_llm_ext.algo.dpkd.party import DPKDParty
 from fate_llm_ext.algo.dpkd.pupil import Pupil, local_targets
 from fate_llm_ext.algo.dpkd.student import distillation_items
-from fate_llm_ext.algo.dpkd.synthesis import code_counts
-from fate_llm_ext.algo.dpkd.text import items
+from fate_llm_ext.algo.synthesis import code_counts
 from fate_llm_ext.models.vocabulary import read_vocabulary
 from fate_llm_ext.privacy.dp_training import DPPlan, plan_training
 
@@ -36,7 +36,7 @@ class Baselines:
         pupil: the student, likewise.
     """
 
-    def __init__(self, party: Party, owner: Owner, pupil: Pupil) -> None:
+    def __init__(self, party: DPKDParty, owner: Owner, pupil: Pupil) -> None:
         self._party = party
         self._owner = owner
         self._pupil = pupil

@@ -7,7 +7,8 @@ from typing import FrozenSet, List
 import numpy as np
 
 from fate_llm_ext.algo.dpkd.config import DPKDConfig
-from fate_llm_ext.algo.dpkd.protocol import Frequencies, Histogram, Signals, Texts
+from fate_llm_ext.algo.dpkd.protocol import Frequencies, Histogram, Signals
+from fate_llm_ext.algo.messages import Texts
 from fate_llm_ext.errors import ExtensionError
 
 # Comparisons that an owner makes with its private records; `synthetic_ce` is made where the student is.

@@ -9,51 +9,21 @@ from pydantic import Field
 from typing_extensions import Literal
 
 from fate_llm_ext.config import (
+    ControlConfig,
     EvaluationConfig,
-    GenerationConfig,
     Group,
     LoraConfig,
     ModelConfig,
     NetworkConfig,
     PrivacyConfig,
     PublicConfig,
+    SynthesisConfig,
     TrainConfig,
+    Weights,
 )
 
 Comparison = Literal["dp_sgd_student", "dpkd", "synthetic_ce", "non_private"]
 StudentAt = Literal["arbiter", "guest"]
-Weights = Literal["lora", "full"]
-
-
-class ControlConfig(Group):
-    """Control codes: what the teacher is asked to write about. The list is public, whose code is whose is not."""
-
-    code: str = Field(..., description="Jinja template of a row's control code, e.g. `{{ category }}`.")
-    text: str = Field("{{ text }}", description="Jinja template of a row's text.")
-    values: List[str] = Field(..., min_items=1, description="All control codes, in public.")
-    columns: Dict[str, str] = Field(
-        default_factory=dict, description="Column mapping: template name -> column of the file."
-    )
-    max_length: int = Field(128, ge=8, le=65536, description="Longest sequence of code and text in tokens.")
-    frequencies: Literal["uniform", "histogram"] = Field(
-        "uniform", description="How often each code is asked for: alike, or as in the private data by a DP histogram."
-    )
-    histogram_noise: float = Field(10.0, gt=0.0, description="σ of the histogram's noise, in records.")
-
-    @pydantic.validator("values")
-    def _distinct(cls, values: List[str]) -> List[str]:
-        empty = [index for index, value in enumerate(values) if not value.strip()]
-        if empty:
-            raise ValueError(f"control code {empty[0]} of {len(values)} is empty")
-        if len(set(values)) < len(values):
-            raise ValueError(f"{len(values)} control codes, {len(set(values))} different ones")
-        return values
-
-
-class SynthesisConfig(GenerationConfig):
-    """Texts sampled from the DP teacher: post-processing, at no cost."""
-
-    samples: int = Field(4000, ge=1, description="Texts to sample, all owners together; duplicates are dropped.")
 
 
 class DistillationConfig(Group):

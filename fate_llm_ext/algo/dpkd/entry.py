@@ -7,26 +7,23 @@ from typing import Any, Callable, Dict, List, Sequence
 
 from fate_llm_ext import __version__
 from fate_llm_ext.algo import private
-from fate_llm_ext.algo.base import Metrics
+from fate_llm_ext.algo.causal import Model
+from fate_llm_ext.algo.control import Records
 from fate_llm_ext.algo.dpkd.arbiter import Arbiter
 from fate_llm_ext.algo.dpkd.baselines import Baselines
 from fate_llm_ext.algo.dpkd.checks import compares, role_problems, trains_student
 from fate_llm_ext.algo.dpkd.config import DPKDConfig
-from fate_llm_ext.algo.dpkd.model import Model, load
 from fate_llm_ext.algo.dpkd.owner import Owner
-from fate_llm_ext.algo.dpkd.party import Party
+from fate_llm_ext.algo.dpkd.party import DPKDParty, load, public_test
 from fate_llm_ext.algo.dpkd.pupil import Pupil, judge, local_targets
 from fate_llm_ext.algo.dpkd.student import check_hidden
-from fate_llm_ext.algo.dpkd.text import Records
+from fate_llm_ext.algo.party import this_party
 from fate_llm_ext.algo.session import federated_task
 from fate_llm_ext.data.datasets import write_jsonl
-from fate_llm_ext.federation.channel import Channel
-from fate_llm_ext.models.loading import resolve_device
 from fate_llm_ext.models.vocabulary import read_vocabulary
 from fate_llm_ext.privacy import report
 from fate_llm_ext.privacy.report import Artefact
 from fate_llm_ext.progress import emit
-from fate_llm_ext.site import current_site
 
 _POST_PROCESSING = "computed from the DP teacher, its texts and public data alone"
 
@@ -51,7 +48,7 @@ def run_train(
         channel.heartbeat("loading")
         for problem in role_problems(config, role.name):
             raise problem
-        party = _party(ctx, config, role.name, channel)
+        party = this_party(ctx, config, role.name, channel)
         outputs = _Outputs(party, output_model, synthetic_data)
         if role.is_arbiter:
             _run_arbiter(party, outputs)
@@ -59,30 +56,12 @@ def run_train(
             comparisons += _run_owner(party, outputs, train_data)
 
 
-def _party(ctx: Any, config: DPKDConfig, role: str, channel: Channel) -> Party:
-    site = current_site(role, ctx.federation.local_party[1])
-    everyone = [f"{one} {party_id}" for one, party_id in ctx.federation.parties]
-    return Party(
-        ctx=ctx,
-        config=config,
-        site=site,
-        channel=channel,
-        metrics=Metrics(ctx),
-        device=resolve_device(site.device),
-        role=role,
-        name=channel.local,
-        others=tuple(name for name in everyone if name != channel.local),
-        owners=sum(not name.startswith("arbiter") for name in everyone),
-        job=private.job_id(ctx),
-    )
-
-
-def _run_arbiter(party: Party, outputs: _Outputs) -> None:
+def _run_arbiter(party: DPKDParty, outputs: _Outputs) -> None:
     arbiter = Arbiter(party)
     arbiter.agree()
     arbiter.average()
     arbiter.study()
-    party.log_traffic(arbiter.mean)
+    party.log_traffic("dp_kd", arbiter.mean)
     epsilon, delta = (report.show_epsilon(arbiter.guarantee[0]), report.show_delta(arbiter.guarantee[1]))
     why = (
         f"{_POST_PROCESSING}; (ε, δ) = ({epsilon}, {delta}) or better for the records of each owner, as the owners "
@@ -98,14 +77,14 @@ def _run_arbiter(party: Party, outputs: _Outputs) -> None:
     report.publish(said)
 
 
-def _run_owner(party: Party, outputs: _Outputs, train_data: Any) -> List[Callable[[], None]]:
+def _run_owner(party: DPKDParty, outputs: _Outputs, train_data: Any) -> List[Callable[[], None]]:
     """All that has to do with the others, and the outputs; returns the comparisons that are the owner's alone."""
     config = party.config
     owner = Owner(party, train_data)
     pupil = None
     if trains_student(config, party.role) or compares(config, party.role):
-        student = load("student", party.site, config, party.device, party.channel.heartbeat)
-        pupil = Pupil(party, student, party.test())
+        student = load("student", party)
+        pupil = Pupil(party, student, public_test(party))
         if config.distill.hidden_weight > 0:
             check_hidden(student.network, student.tokenizer, owner.teacher.network, owner.teacher.tokenizer)
     owner.agree()
@@ -118,7 +97,7 @@ def _run_owner(party: Party, outputs: _Outputs, train_data: Any) -> List[Callabl
         owner.send(records)
         if party.role == "guest":
             owner.answer()
-    party.log_traffic(owner.mean)
+    party.log_traffic("dp_kd", owner.mean)
     said = _statement(party, owner, pupil is not None)
     outputs.texts(records)
     if pupil is not None and trains_student(config, party.role):
@@ -131,7 +110,7 @@ def _run_owner(party: Party, outputs: _Outputs, train_data: Any) -> List[Callabl
     return Baselines(party, owner, pupil).asked() if pupil is not None and compares(config, party.role) else []
 
 
-def _study(party: Party, owner: Owner, pupil: Pupil, records: Records) -> None:
+def _study(party: DPKDParty, owner: Owner, pupil: Pupil, records: Records) -> None:
     """Train the student at the guest, beside the teacher."""
     config, teacher = party.config, owner.teacher
     hidden = teacher if config.distill.hidden_weight > 0 else None
@@ -145,7 +124,7 @@ def _study(party: Party, owner: Owner, pupil: Pupil, records: Records) -> None:
         )
 
 
-def _statement(party: Party, owner: Owner, judges: bool) -> Dict[str, Any]:
+def _statement(party: DPKDParty, owner: Owner, judges: bool) -> Dict[str, Any]:
     config = party.config
     artefacts = [
         Artefact("DP teacher", True, "trained by this DP-SGD; that of the other owners covers their records"),
@@ -173,7 +152,7 @@ def _statement(party: Party, owner: Owner, judges: bool) -> Dict[str, Any]:
 class _Outputs:
     """The task's model and data outputs; every role gives both, because FATE Flow waits for them."""
 
-    def __init__(self, party: Party, model: Any, texts: Any) -> None:
+    def __init__(self, party: DPKDParty, model: Any, texts: Any) -> None:
         self._party = party
         self._model = model
         self._texts = texts

@@ -7,8 +7,8 @@ from typing import Any, Callable, Dict, List, Optional
 import numpy as np
 
 from fate_llm_ext.algo.answering import Encoded, watched_scorer
-from fate_llm_ext.algo.dpkd.config import ControlConfig
-from fate_llm_ext.algo.dpkd.text import Records, encode_prompts, encode_texts, join, text_room
+from fate_llm_ext.algo.control import Records, encode_prompts, encode_texts, join, text_room
+from fate_llm_ext.config import ControlConfig
 from fate_llm_ext.errors import ExtensionError
 
 

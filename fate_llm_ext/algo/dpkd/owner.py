@@ -13,10 +13,11 @@ from typing import Any, List, Optional, cast
 
 import numpy as np
 
+from fate_llm_ext.algo.causal import Model
+from fate_llm_ext.algo.control import Records, items, to_records
 from fate_llm_ext.algo.dpkd.checks import check_counts, check_texts
 from fate_llm_ext.algo.dpkd.handshake import greet
-from fate_llm_ext.algo.dpkd.model import Model, load
-from fate_llm_ext.algo.dpkd.party import Party, derived_seed, split_counts, split_steps
+from fate_llm_ext.algo.dpkd.party import DPKDParty, load, split_counts, split_steps
 from fate_llm_ext.algo.dpkd.protocol import (
     Frequencies,
     Histogram,
@@ -24,14 +25,14 @@ from fate_llm_ext.algo.dpkd.protocol import (
     Signals,
     Synthetic,
     Welcome,
-    pack_texts,
 )
 from fate_llm_ext.algo.dpkd.pupil import score
 from fate_llm_ext.algo.dpkd.release import plan
-from fate_llm_ext.algo.dpkd.synthesis import code_counts, synthesise
-from fate_llm_ext.algo.dpkd.text import Records, items, to_records
+from fate_llm_ext.algo.messages import pack_texts
+from fate_llm_ext.algo.party import derived_seed
 from fate_llm_ext.algo.private import charge, data_set, refuse_early
 from fate_llm_ext.algo.session import untold
+from fate_llm_ext.algo.synthesis import code_counts, synthesise
 from fate_llm_ext.data.collate import Item
 from fate_llm_ext.data.datasets import read_rows
 from fate_llm_ext.errors import ExtensionError
@@ -60,7 +61,7 @@ class Owner:
         ExtensionError: all that is wrong with table, budget, plan and model, before anything is charged.
     """
 
-    def __init__(self, party: Party, train_data: Any) -> None:
+    def __init__(self, party: DPKDParty, train_data: Any) -> None:
         config = party.config
         self._party = party
         self._channel = party.channel
@@ -80,7 +81,7 @@ class Owner:
         party.phase("", "preparing the records")
         with untold():
             self.records = to_records(rows, config.control, folder)
-        self.teacher: Model = load("teacher", party.site, config, party.device, party.channel.heartbeat)
+        self.teacher: Model = load("teacher", party)
         party.phase("", "tokenising the private records")
         with untold():
             self.private: List[Item] = items(self.teacher.encode(self.records))

@@ -40,11 +40,12 @@ Dimensions: C control codes, S texts, B bytes, P predicted tokens, K log-probabi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Dict, Optional, Tuple, Type
+from typing import ClassVar, Dict, Tuple
 
 import numpy as np
 
 from fate_llm_ext.algo.agreement import check_distributions
+from fate_llm_ext.algo.messages import MessageRow, Texts
 from fate_llm_ext.federation.aggregation import KEYS_MESSAGE, WEIGHTS_MESSAGE
 from fate_llm_ext.federation.codec import WireMessage, array
 from fate_llm_ext.privacy.events import Gaussian, PoissonGaussian
@@ -104,35 +105,6 @@ class Frequencies(WireMessage):
 
 
 @dataclass(frozen=True)
-class Texts(WireMessage):
-    """Texts with their control codes.
-
-    Attributes:
-        codes: index into the job's list of control codes.
-        lengths: bytes of each text.
-        blob: the texts one after the other, UTF-8.
-    """
-
-    codes: np.ndarray = array("u2|u4", "S")
-    lengths: np.ndarray = array("u2|u4", "S")
-    blob: np.ndarray = array("u1", "B")
-
-    def validate(self) -> None:
-        """The lengths cover the bytes, which are UTF-8."""
-        if int(self.lengths.sum()) != len(self.blob):
-            raise ValueError(f"text lengths sum to {int(self.lengths.sum())}, {len(self.blob)} bytes were sent")
-        if len(self.lengths) and int(self.lengths.min()) == 0:
-            raise ValueError(f"text {int(self.lengths.argmin())} of {len(self.lengths)} is empty")
-        self.texts()
-
-    def texts(self) -> list[str]:
-        """The texts. ValueError if one of them is no UTF-8."""
-        ends = np.cumsum(self.lengths, dtype=np.int64)
-        blob = self.blob.tobytes()
-        return [blob[end - size : end].decode() for end, size in zip(ends.tolist(), self.lengths.tolist())]
-
-
-@dataclass(frozen=True)
 class Synthetic(Texts):
     """Texts that an owner has sampled from the DP teacher."""
 
@@ -168,38 +140,6 @@ class Signals(WireMessage):
     def validate(self) -> None:
         """Counts and ranges that dtypes and shapes cannot say."""
         check_distributions(self.tokens, self.starts, self.log_probs, "token")
-
-
-def pack_texts(codes: np.ndarray, texts: list[str]) -> dict[str, np.ndarray]:
-    """The fields of :class:`Texts` (codes int [S])."""
-    raw = [text.encode() for text in texts]
-    return {
-        "codes": codes,
-        "lengths": np.array([len(one) for one in raw], dtype=np.uint32),
-        "blob": np.frombuffer(b"".join(raw), dtype=np.uint8),
-    }
-
-
-@dataclass(frozen=True)
-class MessageRow:
-    """One line of the table above.
-
-    Attributes:
-        name: as in the ``message`` events of a party.
-        sender: ``owner`` or ``arbiter``.
-        receiver: likewise.
-        derives_from: the private data behind it; empty if there is none.
-        covered_by: kinds of mechanism (:mod:`fate_llm_ext.privacy.events`) of which the sender's ledger must hold
-            an event before the message leaves; empty exactly if nothing private is behind it.
-        type: the message's class; None for what FATE's aggregator sends.
-    """
-
-    name: str
-    sender: str
-    receiver: str
-    derives_from: str
-    covered_by: Tuple[str, ...]
-    type: Optional[Type[WireMessage]] = None
 
 
 _DP_SGD = (PoissonGaussian.kind,)

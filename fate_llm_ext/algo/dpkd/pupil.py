@@ -7,12 +7,14 @@ from typing import Any, Callable, List, Optional, Sequence
 import numpy as np
 
 from fate_llm_ext.algo.answering import Encoded
-from fate_llm_ext.algo.dpkd.model import Model
-from fate_llm_ext.algo.dpkd.party import Party, derived_seed
+from fate_llm_ext.algo.causal import Model
+from fate_llm_ext.algo.control import Records, items
+from fate_llm_ext.algo.dpkd.evaluation import evaluate
+from fate_llm_ext.algo.dpkd.party import DPKDParty
 from fate_llm_ext.algo.dpkd.signals import TextSignals, targets, teacher_signals
 from fate_llm_ext.algo.dpkd.student import distillation_items, on_policy_items, train_student
-from fate_llm_ext.algo.dpkd.synthesis import code_counts, synthesise
-from fate_llm_ext.algo.dpkd.text import Records, items
+from fate_llm_ext.algo.party import derived_seed
+from fate_llm_ext.algo.synthesis import code_counts, synthesise
 from fate_llm_ext.data.collate import Item, TeacherTargets
 from fate_llm_ext.models.vocabulary import Vocabulary, map_vocabulary, read_vocabulary
 
@@ -30,7 +32,7 @@ class Pupil:
         test: records of the public set's test split.
     """
 
-    def __init__(self, party: Party, model: Model, test: Records) -> None:
+    def __init__(self, party: DPKDParty, model: Model, test: Records) -> None:
         self.model = model
         self.test = test
         self._party = party
@@ -114,12 +116,21 @@ class Pupil:
         self._party.metrics.log(arm, round, "student_loss", loss)
 
 
-def judge(party: Party, model: Model, test: Records, arm: str, round: int = 0, last: bool = True) -> None:
+def judge(party: DPKDParty, model: Model, test: Records, arm: str, round: int = 0, last: bool = True) -> None:
     """Perplexity and code accuracy of a model on the test records, if there are any."""
     if not len(test):
         return
     party.phase(arm, "evaluation", round)
-    values = model.evaluate(test, party.saying("evaluation"))
+    settings = party.config.evaluation
+    values = evaluate(
+        model.network,
+        model.tokenizer,
+        test,
+        party.config.control,
+        settings.batch_size,
+        party.saying("evaluation"),
+        max_rows=settings.max_rows,
+    )
     for name, value in values.items():
         party.metrics.log(arm, round, name, value)
     if last:
@@ -127,14 +138,14 @@ def judge(party: Party, model: Model, test: Records, arm: str, round: int = 0, l
 
 
 def local_targets(
-    party: Party, teacher: Model, pupil: Pupil, records: Records, table: Optional[np.ndarray], doing: str
+    party: DPKDParty, teacher: Model, pupil: Pupil, records: Records, table: Optional[np.ndarray], doing: str
 ) -> Targets:
     """What a teacher at the same party says about records, in the student's terms."""
     signals = score(party, teacher, teacher.encode(records), doing)
     return targets(signals, pupil.model.encode(records), table)
 
 
-def score(party: Party, teacher: Model, encoded: Sequence[Encoded], doing: str) -> TextSignals:
+def score(party: DPKDParty, teacher: Model, encoded: Sequence[Encoded], doing: str) -> TextSignals:
     """The teacher's sparse distributions."""
     distill: Any = party.config.distill
     return teacher_signals(

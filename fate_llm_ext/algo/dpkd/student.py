@@ -6,7 +6,7 @@ Each is a mean over a text's tokens and its end token, then over texts (DP-KD, a
 teacher's K most probable tokens and one bucket for the rest; it is computed as a cross-entropy, which differs by the
 teacher's entropy and has the same gradient.
 
-On-policy rounds: the student writes (:func:`~fate_llm_ext.algo.dpkd.synthesis.synthesise`), the teacher scores what it
+On-policy rounds: the student writes (:func:`~fate_llm_ext.algo.synthesis.synthesise`), the teacher scores what it
 wrote, and the student learns from that alone. It is the forward KL on the student's own texts: of the teacher's
 distributions, the K most probable tokens are what crosses the wire, and the reverse KL would need the teacher's
 probability of every token that the student believes in.

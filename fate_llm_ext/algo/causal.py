@@ -1,20 +1,18 @@
-"""A causal LM in DP-KD, teacher or student: loaded, put back, judged, saved."""
+"""A causal LM that an algorithm trains, on texts with control codes: loaded, put back, saved."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, List, Optional, Sequence
 
 import numpy as np
 import torch
 
 from fate_llm_ext.algo.answering import Encoded
-from fate_llm_ext.algo.dpkd.config import DPKDConfig, Weights
-from fate_llm_ext.algo.dpkd.evaluation import evaluate
-from fate_llm_ext.algo.dpkd.text import Records, encode_records
-from fate_llm_ext.config import ModelConfig
+from fate_llm_ext.algo.control import Records, encode_records
+from fate_llm_ext.config import ControlConfig, LoraConfig, ModelConfig, Weights
 from fate_llm_ext.models.loading import load_base
 from fate_llm_ext.models.lora import AdapterState, adapter_state, add_lora, load_adapter_state
 from fate_llm_ext.models.quiet import quiet
@@ -26,9 +24,15 @@ class Model:
 
     Args:
         folder: Hugging Face folder of the base model.
-        name: its name in the site file, for the card.
+        settings: its name in the site file, for the card, and its precision.
         weights: what is trained.
+        lora: of the adapter, if that is trained.
+        control: how records become sequences.
+        seed: of the adapter's first weights.
         heartbeat: called while something takes long.
+
+    Raises:
+        ExtensionError: E402 to E408 as :func:`~fate_llm_ext.models.loading.load_base`.
     """
 
     def __init__(
@@ -36,19 +40,22 @@ class Model:
         folder: Path,
         settings: ModelConfig,
         weights: Weights,
-        config: DPKDConfig,
+        lora: LoraConfig,
+        control: ControlConfig,
+        seed: int,
         device: torch.device,
         heartbeat: Callable[[str], None],
     ) -> None:
         heartbeat("loading a model")
         self.name = settings.name
         self.weights = weights
-        self.config = config
-        network, self.tokenizer = load_base(folder, settings, device, config.control.max_length)
+        self.lora = lora
+        self.control = control
+        network, self.tokenizer = load_base(folder, settings, device, control.max_length)
         self.network: Any = network
         if weights == "lora":
             heartbeat("placing the adapter")
-            self.network = add_lora(network, config.lora, seed=config.seed)
+            self.network = add_lora(network, lora, seed=seed)
         self._initial = self.state()
 
     @property
@@ -77,25 +84,12 @@ class Model:
 
     def encode(self, records: Records) -> List[Encoded]:
         """The records as this model's tokens."""
-        return encode_records(self.tokenizer, records, self.config.control)
-
-    def evaluate(self, test: Records, heartbeat: Callable[[str], None]) -> Dict[str, float]:
-        """Perplexity and code accuracy; nothing without test records."""
-        settings = self.config.evaluation
-        return evaluate(
-            self.network,
-            self.tokenizer,
-            test,
-            self.config.control,
-            settings.batch_size,
-            heartbeat,
-            max_rows=settings.max_rows,
-        )
+        return encode_records(self.tokenizer, records, self.control)
 
     def fingerprint(self) -> str:
         """SHA-256 of the base model and of what is trained of it; the same whatever precision a site computes in."""
         digest = hashlib.sha256()
-        what = {"weights": self.weights, "lora": self.config.lora.dict() if self.weights == "lora" else None}
+        what = {"weights": self.weights, "lora": self.lora.dict() if self.weights == "lora" else None}
         digest.update(json.dumps(what, sort_keys=True).encode())
         for name, parameter in sorted(self.network.named_parameters(), key=lambda pair: pair[0]):
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.requires_grad}".encode())
@@ -116,15 +110,3 @@ class Model:
             self.network.save_pretrained(str(folder), save_embedding_layers=False)
             self.tokenizer.save_pretrained(str(folder))
         (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def load(which: str, site: Any, config: DPKDConfig, device: torch.device, heartbeat: Callable[[str], None]) -> Model:
-    """The ``teacher`` or ``student`` of a site.
-
-    Raises:
-        ExtensionError: E110 and E111 for the site file, E402 to E408 as
-            :func:`~fate_llm_ext.models.loading.load_base`.
-    """
-    settings: ModelConfig = getattr(config, which)
-    weights: Weights = getattr(config, f"{which}_weights")
-    return Model(site.lookup("models", settings.name), settings, weights, config, device, heartbeat)

@@ -1,8 +1,8 @@
-"""Records of DP-KD: a control code and a text, from a table's rows to token ids.
+"""Records with a control code (label) and a text, from a table's rows to token ids.
 
-The model sees the code, an empty line, the text and the end token; it learns the last two. Prompt and text are
-tokenised apart: tokenised together, GPT-2 would write the two line ends in another way before a text than at
-the end of the prompt from which texts are sampled.
+The model sees the prompt of the code, by default the code and an empty line, then the text and the end token; it
+learns the last two. Prompt and text are tokenised apart: tokenised together, GPT-2 would write the two line ends in
+another way before a text than at the end of the prompt from which texts are sampled.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any, Dict, List, Sequence
 import numpy as np
 
 from fate_llm_ext.algo.answering import Encoded
-from fate_llm_ext.algo.dpkd.config import ControlConfig
+from fate_llm_ext.config import ControlConfig
 from fate_llm_ext.data.collate import Item
 from fate_llm_ext.data.datasets import named, read_rows
 from fate_llm_ext.data.formats import Row
+from fate_llm_ext.data.prompts import PromptTemplate
 from fate_llm_ext.data.templates import Template
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.encoding import Spans, SpanTokenizer
@@ -85,6 +86,11 @@ def to_records(table: Sequence[Row], control: ControlConfig, path: Path) -> Reco
     return Records(np.array([known[code] for code in codes], dtype=np.int32), texts)
 
 
+def control_prompt(control: ControlConfig) -> PromptTemplate:
+    """The template of the prompt that asks for a text of a code."""
+    return PromptTemplate("control.prompt", control.prompt, ("code",))
+
+
 def _known(control: ControlConfig) -> Dict[str, int]:
     known: Dict[str, int] = {}
     for index, value in enumerate(control.values):
@@ -95,19 +101,19 @@ def _known(control: ControlConfig) -> Dict[str, int]:
 
 
 def encode_prompts(tokenizer: Any, control: ControlConfig, needed: int = 1) -> List[np.ndarray]:
-    """Token ids of each code's prompt, code and empty line, with the tokenizer's prefix (C times int32 [T_c]).
+    """Token ids of each code's prompt, with the tokenizer's prefix (C times int32 [T_c]).
 
     Args:
         needed: how many tokens a text must be able to have within ``control.max_length``.
 
     Raises:
-        ExtensionError: E662 the longest prompt does not leave that room.
+        ExtensionError: E662 the longest prompt does not leave that room; E209 the template is broken.
     """
     known = _known(control)
     spans = SpanTokenizer(tokenizer)
-    prompts = [
-        np.concatenate([spans.prefix, one.ids]).astype(np.int32) for one in spans.spans([f"{c}\n\n" for c in known])
-    ]
+    template = control_prompt(control)
+    asked = [template.render(code=code) for code in known]
+    prompts = [np.concatenate([spans.prefix, one.ids]).astype(np.int32) for one in spans.spans(asked)]
     longest = int(np.argmax([len(prompt) for prompt in prompts]))
     tokens = len(prompts[longest])
     if tokens + needed > control.max_length:

@@ -9,9 +9,8 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from fate_llm_ext.algo.answering import watched
-from fate_llm_ext.algo.dpkd.config import ControlConfig
-from fate_llm_ext.algo.dpkd.text import Records, clean, encode_prompts
-from fate_llm_ext.config import GenerationConfig
+from fate_llm_ext.algo.control import Records, clean, encode_prompts
+from fate_llm_ext.config import ControlConfig, GenerationConfig
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.generation import generate
 

@@ -1,0 +1,1 @@
+"""FDKT: DP synthetic texts, augmented by an LLM, for better local models."""

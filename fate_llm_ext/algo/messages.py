@@ -1,0 +1,71 @@
+"""Messages that several protocols use, and how a protocol declares what each of its messages gives away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Tuple, Type
+
+import numpy as np
+
+from fate_llm_ext.federation.codec import WireMessage, array
+
+
+@dataclass(frozen=True)
+class Texts(WireMessage):
+    """Texts with their control codes.
+
+    Attributes:
+        codes: index into the list of control codes.
+        lengths: bytes of each text.
+        blob: the texts one after the other, UTF-8.
+    """
+
+    codes: np.ndarray = array("u2|u4", "S")
+    lengths: np.ndarray = array("u2|u4", "S")
+    blob: np.ndarray = array("u1", "B")
+
+    def validate(self) -> None:
+        """The lengths cover the bytes, which are UTF-8."""
+        if int(self.lengths.sum()) != len(self.blob):
+            raise ValueError(f"text lengths sum to {int(self.lengths.sum())}, {len(self.blob)} bytes were sent")
+        if len(self.lengths) and int(self.lengths.min()) == 0:
+            raise ValueError(f"text {int(self.lengths.argmin())} of {len(self.lengths)} is empty")
+        self.texts()
+
+    def texts(self) -> list[str]:
+        """The texts. ValueError if one of them is no UTF-8."""
+        ends = np.cumsum(self.lengths, dtype=np.int64)
+        blob = self.blob.tobytes()
+        return [blob[end - size : end].decode() for end, size in zip(ends.tolist(), self.lengths.tolist())]
+
+
+def pack_texts(codes: np.ndarray, texts: list[str]) -> dict[str, np.ndarray]:
+    """The fields of :class:`Texts` (codes int [S])."""
+    raw = [text.encode() for text in texts]
+    return {
+        "codes": codes,
+        "lengths": np.array([len(one) for one in raw], dtype=np.uint32),
+        "blob": np.frombuffer(b"".join(raw), dtype=np.uint8),
+    }
+
+
+@dataclass(frozen=True)
+class MessageRow:
+    """What one kind of message of a protocol holds, and why it may leave.
+
+    Attributes:
+        name: as in the ``message`` events of a party.
+        sender: a kind of party, e.g. ``owner`` or ``arbiter``.
+        receiver: likewise.
+        derives_from: the private data behind it; empty if there is none.
+        covered_by: kinds of mechanism (:mod:`fate_llm_ext.privacy.events`) of which the sender's ledger must hold
+            an event before the message leaves; empty exactly if nothing private is behind it.
+        type: the message's class; None for what FATE's aggregator sends.
+    """
+
+    name: str
+    sender: str
+    receiver: str
+    derives_from: str
+    covered_by: Tuple[str, ...]
+    type: Optional[Type[WireMessage]] = None
