@@ -63,10 +63,6 @@ _METHODS = {
     "dp_kd": ("dp_sgd_student", "dpkd", "synthetic_ce"),
     "fdkt": ("local", "local_synthetic"),
 }
-    "fedmkt": ("standalone", "standalone_public"),
-    "dp_kd": ("dp_sgd_student", "dpkd", "synthetic_ce"),
-    "fdkt": ("local", "local_synthetic"),
-}
 
 _Values = Dict[str, Dict[str, List[float]]]  # party -> arm -> a value per run
 
