@@ -1,0 +1,34 @@
+"""Engines that let an LLM write: a local model or an OpenAI-compatible HTTP server, behind one interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable
+
+import torch
+
+from fate_llm_ext.config import LLMConfig
+from fate_llm_ext.models.engines.base import Completion, Engine
+from fate_llm_ext.models.engines.local import LocalEngine, open_local
+from fate_llm_ext.site import Site
+
+__all__ = ["Completion", "Engine", "LocalEngine", "open_engine"]
+
+
+def open_engine(
+    site: Site, config: LLMConfig, device: torch.device, *, heartbeat: Callable[[str], None] = lambda doing: None
+) -> Engine:
+    """The engine of the LLM that the job names and the site knows.
+
+    Args:
+        heartbeat: gives a sign of life; an HTTP engine calls it from :meth:`Engine.generate` while it waits.
+
+    Raises:
+        ExtensionError: E131, E111 the site does not know it; E402, E403, E405 a local model cannot be loaded.
+    """
+    found = site.lookup_llm(config.name)
+    if isinstance(found, Path):
+        adapter = None if config.adapter is None else site.lookup("models", config.adapter)
+        heartbeat("loading the LLM")
+        return open_local(found, adapter, config, device)
+    raise NotImplementedError

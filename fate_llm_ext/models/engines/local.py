@@ -1,0 +1,89 @@
+"""An engine in this process: a transformers model, with or without an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, List, Optional, Sequence
+
+import numpy as np
+import torch
+
+from fate_llm_ext.config import GenerationConfig, LLMConfig, ModelConfig
+from fate_llm_ext.models.encoding import SpanTokenizer
+from fate_llm_ext.models.engines.base import Completion, Engine, cut
+from fate_llm_ext.models.generation import generate
+from fate_llm_ext.models.loading import load_base, positions
+from fate_llm_ext.models.lora import load_adapter
+from fate_llm_ext.models.scoring import Step
+
+
+class LocalEngine(Engine):
+    """Samples in batches with a key-value cache, see :mod:`fate_llm_ext.models.generation`.
+
+    The model reads the prompt as plain text behind the tokenizer's prefix; a chat template is part of the prompt or
+    is not used. A text depends on the seed and on its prompt's place in the list, not on ``batch_size``.
+
+    Attributes:
+        model: a causal LM, with or without an adapter; it is used as it is and not changed.
+        tokenizer: its tokenizer.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self._spans = SpanTokenizer(tokenizer)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        config: GenerationConfig,
+        *,
+        seed: int,
+        stop: Sequence[str] = (),
+        step: Step = lambda done, total: None,
+    ) -> List[Completion]:
+        """See :meth:`Engine.generate`; the same seed gives the same texts on the same machine.
+
+        Raises:
+            ExtensionError: E407 the model's logits are no numbers; E664 a prompt has no token; E665 a prompt is too
+                long, see :meth:`fits`.
+        """
+        if not prompts:
+            return []
+        written = generate(self.model, self.tokenizer, self._encode(prompts), config, seed=seed, step=step)
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        results = []
+        for ids, text in zip(written, texts):
+            short, stopped = cut(text, stop)
+            # the end token is not among the ids, so a text of full length has not ended
+            results.append(Completion(short, stopped or len(ids) < config.max_new_tokens))
+        return results
+
+    def fits(self, prompts: Sequence[str], config: GenerationConfig) -> np.ndarray:
+        """Whether prompt and ``max_new_tokens`` fit into the model's context (bool [N])."""
+        limit = positions(self.model.config)
+        if limit is None:
+            return np.ones(len(prompts), dtype=bool)
+        lengths = np.array([len(ids) for ids in self._encode(prompts)], dtype=np.int64)
+        # the last token is written, never read
+        fitting: np.ndarray = lengths + config.max_new_tokens - 1 <= limit
+        return fitting
+
+    def _encode(self, prompts: Sequence[str]) -> List[np.ndarray]:
+        """Token ids of each prompt (int32 [T_i]), as the tokenizer begins every text."""
+        prefix = self._spans.prefix
+        return [np.concatenate([prefix, one.ids]).astype(np.int32) for one in self._spans.spans(prompts)]
+
+
+def open_local(folder: Path, adapter: Optional[Path], config: LLMConfig, device: torch.device) -> LocalEngine:
+    """Load a model and, if one is given, its adapter, which stays apart from the weights.
+
+    Raises:
+        ExtensionError: E402, E403 the model cannot be loaded; E405 the adapter does not fit.
+    """
+    model, tokenizer = load_base(folder, ModelConfig(name=config.name, dtype=config.dtype), device)
+    network = model if adapter is None else load_adapter(model, adapter)
+    network.eval()
+    network.requires_grad_(False)
+    return LocalEngine(network, tokenizer, config.name)
