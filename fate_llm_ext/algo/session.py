@@ -18,7 +18,12 @@ _UNTOLD = "_fate_llm_ext_untold"
 
 
 @contextlib.contextmanager
-def federated_task(ctx: Any, network: NetworkConfig, later: Sequence[Callable[[], None]] = ()) -> Iterator[Channel]:
+def federated_task(
+    ctx: Any,
+    network: NetworkConfig,
+    later: Sequence[Callable[[], None]] = (),
+    own: Sequence[Callable[[], None]] = (),
+) -> Iterator[Channel]:
     """Open the channel; on failure record the error and tell the others, so that nobody waits in vain.
 
     Args:
@@ -26,6 +31,8 @@ def federated_task(ctx: Any, network: NetworkConfig, later: Sequence[Callable[[]
         network: limits of the channel.
         later: this party's own affairs, done once the task has ended well for everybody. May be filled in meanwhile.
             Their failures are ``warning`` events here and nothing elsewhere: nobody else can tell how they went.
+        own: what this party's task is for and concerns nobody else any more; done before ``later``, filled in likewise.
+            A failure fails this party's task, and no message tells the others.
     """
     channel = Channel(ctx, network)
     try:
@@ -34,6 +41,12 @@ def federated_task(ctx: Any, network: NetworkConfig, later: Sequence[Callable[[]
     except BaseException as error:
         emit("error", **_facts(error))
         channel.abort(wire_cause(error, channel.doing))
+        raise
+    try:
+        for affair in own:
+            affair()
+    except BaseException as error:
+        emit("error", **_facts(error))
         raise
     for affair in later:
         try:

@@ -7,7 +7,6 @@ the noisy histogram, and both are in the ledger before the first step.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, List, Optional, cast
 
@@ -39,6 +38,7 @@ from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.federation.aggregation import SecureMean
 from fate_llm_ext.models.vocabulary import read_vocabulary
 from fate_llm_ext.privacy.dp_training import DPPlan, DPTrainer
+from fate_llm_ext.privacy.mechanisms import gaussian_noise
 
 TRAINING = "training the teacher"
 _BLOCK = 256  # texts whose signals are made and sent at a time
@@ -179,7 +179,7 @@ class Owner:
         if config.control.frequencies != "histogram":
             return None
         codes = len(config.control.values)
-        counts = np.bincount(self.records.codes, minlength=codes) + _secret_noise(config.control.histogram_noise, codes)
+        counts = np.bincount(self.records.codes, minlength=codes) + gaussian_noise(config.control.histogram_noise, codes)
         if self._party.owners == 1:
             return counts
         arbiter = self._channel.peers[0]
@@ -211,9 +211,3 @@ class Owner:
             signals = score(self._party, self.teacher, encoded[first : first + _BLOCK], "scoring texts")
             message = Signals(first, signals.tokens, signals.starts, signals.ids, signals.log_probs)
             self._channel.send(self._channel.peers[0], message, round)
-
-
-def _secret_noise(scale: float, size: int) -> np.ndarray:
-    """N(0, scale²), float64 [size], from the operating system's entropy: the job's seed is public."""
-    generator = np.random.default_rng(int.from_bytes(os.urandom(32), "big"))
-    return generator.normal(0.0, scale, size)
