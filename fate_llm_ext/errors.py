@@ -485,6 +485,11 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Give every owner the same base model, `teacher_weights` and `lora`.",
         shared=True,
     ),
+    "E730": ErrorKind(
+        "None of the {asked} texts that the generator wrote is valid ({dropped}).",
+        "Give the generator more to learn from (`privacy.epsilon`, `privacy.epochs`, a better base model), or relax "
+        "`validity` and `synthesis`.",
+    ),
 }
 
 
