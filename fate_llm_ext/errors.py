@@ -490,6 +490,11 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Give the generator more to learn from (`privacy.epsilon`, `privacy.epochs`, a better base model), or relax "
         "`validity` and `synthesis`.",
     ),
+    "E740": ErrorKind(
+        "{got} of {asked} augmented texts came back: {note}.",
+        "The task model learns from what there is. Look at the prompts (`fate-llm-ext check --show-prompts`), the LLM and "
+        "the counts of dropped texts.",
+    ),
 }
 
 

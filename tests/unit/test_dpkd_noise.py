@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fate_llm_ext.algo.dpkd.baselines import half_plan
-from fate_llm_ext.algo.dpkd.owner import _secret_noise
+from fate_llm_ext.privacy.mechanisms import gaussian_noise
 from fate_llm_ext.config import PrivacyConfig
 from fate_llm_ext.privacy.accountants import epsilon
 from fate_llm_ext.privacy.dp_training import plan_training
@@ -26,9 +26,9 @@ def test_teacher_and_student_together_cost_epsilon(target: float) -> None:
 
 def test_the_histogram_s_noise_is_gaussian_and_secret() -> None:
     np.random.seed(0)
-    one = _secret_noise(10.0, 40_000)
+    one = gaussian_noise(10.0, 40_000)
     np.random.seed(0)
-    other = _secret_noise(10.0, 40_000)
+    other = gaussian_noise(10.0, 40_000)
     assert (one != other).all()
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.03
     assert one.std() == pytest.approx(10.0, rel=0.02)
