@@ -72,6 +72,29 @@ def synthesise(
     A text repeats another if it is the same up to white space and case, under whatever code; the first stays.
 
     Raises:
+        ExtensionError: as :func:`sample_texts`.
+    """
+    records, _ = sample_texts(model, tokenizer, control, counts, config, seed=seed, heartbeat=heartbeat)
+    return select(records, len(counts))
+
+
+def sample_texts(
+    model: Any,
+    tokenizer: Any,
+    control: ControlConfig,
+    counts: np.ndarray,
+    config: GenerationConfig,
+    *,
+    seed: int,
+    heartbeat: Callable[[str], None] = lambda doing: None,
+) -> Tuple[Records, np.ndarray]:
+    """Sample ``counts[c]`` texts for each code c.
+
+    Returns:
+        All of them, in the codes' order, and which ones the model has ended itself before ``max_new_tokens`` were
+        written (bool [S]).
+
+    Raises:
         ExtensionError: E662 prompt and ``max_new_tokens`` are longer than ``control.max_length``; E665 or than the
             model's context.
     """
@@ -86,7 +109,9 @@ def synthesise(
         step=watched("sampling texts", heartbeat),
     )
     texts = [clean(text) for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
-    return select(Records(codes, texts), len(prompts))
+    # The end token is not among what was written, so a text of full length has none.
+    ended = np.array([len(one) < config.max_new_tokens for one in written], dtype=bool)
+    return Records(codes, texts), ended
 
 
 def select(records: Records, codes: int) -> Tuple[Records, SynthesisReport]:
