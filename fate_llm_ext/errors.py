@@ -485,6 +485,16 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Give every owner the same base model, `teacher_weights` and `lora`.",
         shared=True,
     ),
+    "E700": ErrorKind(
+        "The template `{field}` does not use {missing} (it uses: {used}), so the model is not told what it is about.",
+        "Add it to `{field}`; see `fate-llm-ext desc fdkt` for the default.",
+    ),
+    "E720": ErrorKind(
+        "The prompt of the task model takes {tokens} tokens without any text, with label and end token there is room "
+        "for {limit}.",
+        "Raise `control.max_length`, or shorten `prompts.student` or the labels.",
+        shared=True,
+    ),
     "E730": ErrorKind(
         "None of the {asked} texts that the generator wrote is valid ({dropped}).",
         "Give the generator more to learn from (`privacy.epsilon`, `privacy.epochs`, a better base model), or relax "

@@ -19,6 +19,9 @@ class PromptTemplate:
         source: Jinja; all white space counts, also a line end at its end.
         variables: the names it may use.
 
+    Attributes:
+        used: those of them that it does use, in their order.
+
     Raises:
         ExtensionError: E209 it is broken or names something else.
     """
@@ -38,6 +41,7 @@ class PromptTemplate:
             raise ExtensionError("E209", field=field, reason=reason)
         if not names:
             raise ExtensionError("E209", field=field, reason=f"it uses none of {', '.join(variables)}")
+        self.used = tuple(name for name in variables if name in names)
 
     def render(self, **values: Any) -> str:
         """The prompt; every variable of the template has to be given.
