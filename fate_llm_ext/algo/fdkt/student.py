@@ -1,0 +1,108 @@
+"""The task model: what a client wants in the end, trained on its own records and on texts made for it.
+
+All arms of a job start from the same weights, draw their batches from the same seed and take ``train.epochs`` passes
+over their own records, as in the paper (arXiv 2405.14212). An arm with more records therefore takes more steps; how
+much of a difference is due to steps alone shows in a run of the smaller arm with ``train.epochs`` raised by the
+same factor.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Callable, Dict, Sequence
+
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+
+from fate_llm_ext.algo.causal import Model
+from fate_llm_ext.algo.control import Records
+from fate_llm_ext.algo.fdkt.config import FDKTConfig
+from fate_llm_ext.algo.fdkt.heads import GenerationHead, Head, Sources
+from fate_llm_ext.config import ModelConfig
+from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.privacy import report
+
+
+class TaskModel:
+    """A client's task model; it learns from private records and stays at the client.
+
+    Args:
+        folder: Hugging Face folder of the base model.
+        settings: its name in the site file, and its precision.
+        heartbeat: called while something takes long.
+
+    Raises:
+        ExtensionError: E402 to E408 as :class:`~fate_llm_ext.algo.causal.Model`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: ModelConfig,
+        config: FDKTConfig,
+        device: torch.device,
+        heartbeat: Callable[[str], None] = lambda doing: None,
+    ) -> None:
+        self._config = config
+        self.model = Model(
+            folder, settings, config.student_weights, config.lora, config.control, config.seed, device, heartbeat
+        )
+        self.head: Head = GenerationHead(self.model.network, self.model.tokenizer, config, heartbeat)
+
+    def restore(self) -> None:
+        """Back to the untrained weights, bit by bit."""
+        self.model.restore()
+
+    def train(self, sources: Sources, seed: int, phase: str) -> float:
+        """Train on records, each source with a weight of its samples' losses; mean (weighted) loss.
+
+        The optimizer is indifferent to a factor common to all weights: only their ratio counts.
+
+        Raises:
+            ExtensionError: E406 the loss is not finite; E666 there are no records; E720 the prompt is too long.
+        """
+        return self.head.learn(sources, self._config.train, seed, phase)
+
+    def label_probabilities(self, texts: Sequence[str], doing: str = "judging texts") -> np.ndarray:
+        """Probability of each label of each text among the labels (float32 [N, C]).
+
+        Raises:
+            ExtensionError: E407 some are no numbers; E720 the prompt is too long.
+        """
+        return probabilities(self.head, texts, doing)
+
+    def evaluate(self, records: Records) -> Dict[str, float]:
+        """Accuracy and macro F1 on records (of ``evaluation.max_rows`` the first); nothing if there are none.
+
+        Macro F1 is the mean over the labels that occur among truth or predictions.
+        """
+        rows = self._config.evaluation.max_rows
+        records = records if rows is None else records.first(rows)
+        if not len(records):
+            return {}
+        predicted = self.label_probabilities(records.texts, "evaluation").argmax(axis=1)
+        return {
+            "accuracy": float(accuracy_score(records.codes, predicted)),
+            "macro_f1": float(f1_score(records.codes, predicted, average="macro", zero_division=0)),
+        }
+
+    def save(self, folder: Path, card: str, statement: Dict[str, Any]) -> None:
+        """Write model or adapter, tokenizer, card and privacy statement in Hugging Face layout."""
+        self.model.save(folder, card)
+        report.save(statement, folder)
+
+
+def probabilities(head: Head, texts: Sequence[str], doing: str) -> np.ndarray:
+    """Softmax over the labels' log-probabilities (float32 [N, C]).
+
+    Raises:
+        ExtensionError: E407 some are no numbers.
+    """
+    log_probs = head.log_probs(texts, doing).astype(np.float64)
+    bad = int(log_probs.size - np.isfinite(log_probs).sum())
+    if bad:
+        raise ExtensionError("E407", bad=bad, total=log_probs.size, what="the labels of texts")
+    weights = np.exp(log_probs - log_probs.max(axis=1, keepdims=True)) if len(log_probs) else log_probs
+    shares: np.ndarray = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return shares
