@@ -489,6 +489,11 @@ CATALOGUE: dict[str, ErrorKind] = {
         "The template `{field}` does not use {missing} (it uses: {used}), so the model is not told what it is about.",
         "Add it to `{field}`; see `fate-llm-ext desc fdkt` for the default.",
     ),
+    "E701": ErrorKind(
+        "The LLM {llm!r} is behind an HTTP server, which gives no hidden states, and no `embedder` is named.",
+        "Name a small model of the arbiter's site file as `embedder`.",
+        shared=True,
+    ),
     "E720": ErrorKind(
         "The prompt of the task model takes {tokens} tokens without any text, with label and end token there is room "
         "for {limit}.",
@@ -499,6 +504,18 @@ CATALOGUE: dict[str, ErrorKind] = {
         "None of the {asked} texts that the generator wrote is valid ({dropped}).",
         "Give the generator more to learn from (`privacy.epsilon`, `privacy.epochs`, a better base model), or relax "
         "`validity` and `synthesis`.",
+    ),
+    "E731": ErrorKind(
+        "{folder} holds no generator of FDKT: {file} cannot be read ({reason}).",
+        "Give the folder of the output `generator_model` of an `fdkt` task that has ended.",
+    ),
+    "E732": ErrorKind(
+        "{path} is of version {got!r}, this release reads version {known}.",
+        "Read it with the release that wrote it, or train the generator anew.",
+    ),
+    "E733": ErrorKind(
+        "{path} does not describe a generator of FDKT: {reason}.",
+        "Give the folder of the output `generator_model` of an `fdkt` task; if it is one, restore the file.",
     ),
     "E740": ErrorKind(
         "{got} of {asked} augmented texts came back: {note}.",

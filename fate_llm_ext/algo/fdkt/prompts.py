@@ -6,7 +6,7 @@ that none can pass for a further demonstration, a further candidate or an answer
 
 from __future__ import annotations
 
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, Sequence, Tuple
 
 from fate_llm_ext.algo.fdkt.config import PromptsConfig
 from fate_llm_ext.data.prompts import PromptTemplate
