@@ -289,6 +289,10 @@ def owners_have_affairs_of_their_own(channel: Channel) -> Outcome:
     return {}
 
 
+def the_host_fails_for_itself(channel: Channel) -> Outcome:
+    return owners_have_affairs_of_their_own(channel)
+
+
 def fails() -> None:
     raise ExtensionError("E407", bad=1, total=2, what="private rows")
 
@@ -323,8 +327,10 @@ def party_process(party: Any, pipe: Any, folder: str) -> None:
         logging.getLogger("fate_llm_ext").addHandler(handler)
         try:
             later: List[Any] = []
-            with federated_task(ctx, NetworkConfig(**network), later) as channel:
+            own: List[Any] = []
+            with federated_task(ctx, NetworkConfig(**network), later, own) as channel:
                 later += [fails, works] if channel.local == "guest 9999" else []
+                own += [fails] if channel.local == "host 10000" and scenario == "the_host_fails_for_itself" else []
                 outcome.update(globals()[scenario](channel))
             ends = [(peer.sent, peer.received) for peer in channel.peers]
             outcome.update(ends=ends, left=[peer.inbox.qsize() for peer in channel.peers])
@@ -537,6 +543,15 @@ def test_a_partys_own_affairs_are_nobody_elses(parties: Parties) -> None:
             assert outcomes[party]["seconds"] < 2.5
             assert not outcomes[party]["log"]
     assert outcomes[GUEST]["seconds"] > 3.0
+    assert outcomes[GUEST]["log"] == ["what this party does for itself failed", "compared"]
+
+
+def test_what_a_task_is_for_fails_it_alone(parties: Parties) -> None:
+    """It comes when all messages are through: the party's own task fails, the others have done theirs."""
+    outcomes = parties.run(the_host_fails_for_itself)
+    host = outcomes.pop(("host", "10000"))
+    assert host["error"] == "E407"
+    assert all(outcome["error"] is None for outcome in outcomes.values())
     assert outcomes[GUEST]["log"] == ["what this party does for itself failed", "compared"]
 
 
