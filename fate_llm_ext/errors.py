@@ -494,6 +494,10 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Name a small model of the arbiter's site file as `embedder`.",
         shared=True,
     ),
+    "E702": ErrorKind(
+        "{folder} holds no model that can embed texts: {reason}.",
+        "Give the folder of an encoder or of a causal language model (config.json and model.safetensors).",
+    ),
     "E720": ErrorKind(
         "The prompt of the task model takes {tokens} tokens without any text, with label and end token there is room "
         "for {limit}.",

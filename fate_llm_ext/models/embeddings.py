@@ -114,10 +114,9 @@ def _longest(network: Any) -> Optional[int]:
     """The longest sequence of a model, special tokens included; None where nothing limits it."""
     limit = positions(network.config)
     for name, module in network.named_modules():
-        # RoBERTa and its like count places from behind the padding token's id
-        if limit is not None and "position" in name and isinstance(module, nn.Embedding):
-            if module.padding_idx is not None and module.num_embeddings == limit:
-                return limit - module.padding_idx - 1
+        if "position" in name and isinstance(module, nn.Embedding) and module.num_embeddings == limit:
+            # RoBERTa and its like count places from behind the padding token's id
+            return limit if module.padding_idx is None else limit - module.padding_idx - 1
     return limit
 
 
@@ -130,8 +129,8 @@ def open_embedder(site: Site, config: Optional[ModelConfig], engine: Engine, dev
         device: of a model that is named.
 
     Raises:
-        ExtensionError: E701 none is named, and the LLM is behind a server; E110, E111 the site does not know it; E402
-            it cannot be loaded; E440 to E442 its tokenizer.
+        ExtensionError: E701 none is named, and the LLM is behind a server; E110, E111 the site does not know it; others
+            as :func:`load_embedder`.
     """
     if config is None:
         if not isinstance(engine, LocalEngine):
@@ -144,7 +143,7 @@ def load_embedder(folder: Path, config: ModelConfig, device: torch.device) -> Em
     """An embedder from a Hugging Face folder, offline.
 
     Raises:
-        ExtensionError: E402 no model of the library, or weights are missing; E403 the tokenizer has more tokens than
+        ExtensionError: E702 no model of the library, or weights are missing; E403 the tokenizer has more tokens than
             the model; E440 to E442 the tokenizer cannot be read.
     """
     from transformers import AutoModel
@@ -156,11 +155,11 @@ def load_embedder(folder: Path, config: ModelConfig, device: torch.device) -> Em
                 str(folder), local_files_only=True, output_loading_info=True, **dtype_argument(getattr(torch, dtype))
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ExtensionError("E402", folder=folder, reason=" ".join(str(error).split())[:300]) from error
+        raise ExtensionError("E702", folder=folder, reason=" ".join(str(error).split())[:300]) from error
     # the pooler of BERT reads one token, for a head that is not there; mean pooling does not use it
     missing = sorted(key for key in facts["missing_keys"] if "pooler" not in key)
     if missing:
-        raise ExtensionError("E402", folder=folder, reason=f"{len(missing)} weights are missing, {missing[0]} first")
+        raise ExtensionError("E702", folder=folder, reason=f"{len(missing)} weights are missing, {missing[0]} first")
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) > model.config.vocab_size:
         raise ExtensionError("E403", folder=folder, tokens=len(tokenizer), rows=model.config.vocab_size)
