@@ -15,10 +15,11 @@ vote, can depend on the rows beside it.
 from __future__ import annotations
 
 import math
-import os
 from typing import Optional
 
 import numpy as np
+
+from fate_llm_ext.privacy.mechanisms import gaussian_noise
 
 NOBODY = -1  # the vote of a record that has none
 
@@ -71,19 +72,10 @@ def noisy_votes(
         nearest: from :func:`nearest` (int [N]).
         texts: S.
         sigma: standard deviation of the noise, in votes; counts may become negative.
-        noise: tests give one; by default it is seeded from the operating system's entropy.
+        noise: tests give one; by default it comes from the operating system's entropy, not from the job's seed.
     """
-    return noisy_counts(count_votes(nearest, texts), sigma, noise=noise)
-
-
-def noisy_counts(counts: np.ndarray, sigma: float, *, noise: Optional[np.random.Generator] = None) -> np.ndarray:
-    """``counts`` [K], of which one record changes one by one, plus N(0, σ²) each: float64 [K].
-
-    The noise does not come from the job's seed, which is public; ``noise`` is for tests.
-    """
-    generator = noise or np.random.default_rng(int.from_bytes(os.urandom(32), "big"))
-    noisy: np.ndarray = np.asarray(counts, dtype=np.float64) + generator.normal(0.0, sigma, len(counts))
-    return noisy
+    counts = count_votes(nearest, texts)
+    return counts + (gaussian_noise(sigma, texts) if noise is None else noise.normal(0.0, sigma, texts))
 
 
 def best(votes: np.ndarray, codes: np.ndarray, share: float) -> np.ndarray:
