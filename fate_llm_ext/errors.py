@@ -233,6 +233,37 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Lower `task.max_length`, or use a model with a longer context.",
         shared=True,
     ),
+    "E410": ErrorKind(
+        "`llm.adapter` is {adapter!r}, but the LLM {name!r} is an HTTP endpoint.",
+        "Leave `llm.adapter` out and let the server load the adapter, or name a local model.",
+    ),
+    "E411": ErrorKind(
+        "`{field}` of the endpoint {name!r} points to {path}: {reason}.", "Correct the site file, or the file."
+    ),
+    "E412": ErrorKind(
+        "{path}, the API key of the endpoint {name!r}, has the mode {mode}: everyone on this machine may read it.",
+        "chmod 600 {path}",
+    ),
+    "E413": ErrorKind(
+        "The endpoint {name!r} refused {what} with status {status}.",
+        "400: the prompt is too long, or a value is out of range; 400 or 422: a field that it does not know (`top_k: "
+        "false` of the endpoint); 404: no such `url` or `model`.",
+    ),
+    "E414": ErrorKind(
+        "The endpoint {name!r} gave no usable answer to {what}: {attempts} attempt(s) in {seconds:.1f} s, allowed are "
+        "{allowed} in {deadline:g} s; the last: {reason}.",
+        "Look at the server, or raise `retries` and `deadline_seconds` of the endpoint.",
+    ),
+    "E415": ErrorKind(
+        "The endpoint {name!r} refused {what} with status {status} ({key}).",
+        "Put a valid key into the file that `key_file` of the endpoint names.",
+    ),
+    "E416": ErrorKind(
+        "The endpoint {name!r} lists {count} models: {models}.", "Name one of them as `model` of the endpoint."
+    ),
+    "E417": ErrorKind(
+        "The endpoint {name!r} cannot be asked: {reason}.", "Correct `url` or `ca_file` of the endpoint."
+    ),
     "E440": ErrorKind(
         "{folder}: no tokenizer here.",
         "point to a folder with tokenizer.json, vocab.json + merges.txt, encoder.json + vocab.bpe, or tokenizer.model.",
@@ -503,6 +534,10 @@ CATALOGUE: dict[str, ErrorKind] = {
         "for {limit}.",
         "Raise `control.max_length`, or shorten `prompts.student` or the labels.",
         shared=True,
+    ),
+    "E722": ErrorKind(
+        "{folder} holds no model that can be loaded as a sequence classifier: {reason}.",
+        "Give a folder written by `save_pretrained` of a base model or of a classifier of the same labels.",
     ),
     "E730": ErrorKind(
         "None of the {asked} texts that the generator wrote is valid ({dropped}).",

@@ -59,7 +59,11 @@ class Endpoint(pydantic.BaseModel):
     url: str = Field(..., regex=r"^https?://", description="Up to and with the version, e.g. http://127.0.0.1:8000/v1.")
     model: Optional[str] = Field(None, description="Model name to ask for; default: the only one that it serves.")
     key_file: Optional[str] = Field(None, description="File that holds the API key and nothing else.")
+    ca_file: Optional[str] = Field(None, description="Certificates to trust, for a server with one of your own.")
     api: Literal["completions", "chat"] = Field("chat", description="Which of the two interfaces to use.")
+    top_k: bool = Field(
+        True, description="The server knows top_k (vLLM, SGLang); false: it is not sent, the job's value has no effect."
+    )
     concurrency: int = Field(8, ge=1, le=1024, description="Requests in flight.")
     requests_per_second: Optional[float] = Field(None, gt=0.0, description="Rate limit; default: none.")
     timeout_seconds: float = Field(120.0, gt=0.0, description="Longest wait for one answer.")

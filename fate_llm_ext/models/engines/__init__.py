@@ -8,11 +8,13 @@ from typing import Callable
 import torch
 
 from fate_llm_ext.config import LLMConfig
+from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.engines.base import Completion, Engine
+from fate_llm_ext.models.engines.http import HTTPEngine, open_http
 from fate_llm_ext.models.engines.local import LocalEngine, open_local
 from fate_llm_ext.site import Site
 
-__all__ = ["Completion", "Engine", "LocalEngine", "open_engine"]
+__all__ = ["Completion", "Engine", "HTTPEngine", "LocalEngine", "open_engine"]
 
 
 def open_engine(
@@ -24,11 +26,14 @@ def open_engine(
         heartbeat: gives a sign of life; an HTTP engine calls it from :meth:`Engine.generate` while it waits.
 
     Raises:
-        ExtensionError: E131, E111 the site does not know it; E402, E403, E405 a local model cannot be loaded.
+        ExtensionError: E131, E111 the site does not know it; E402, E403, E405 a local model cannot be loaded; E410 an
+            adapter is named for an endpoint; E411, E412 its files are wrong; E413 to E417 it does not answer rightly.
     """
     found = site.lookup_llm(config.name)
     if isinstance(found, Path):
         adapter = None if config.adapter is None else site.lookup("models", config.adapter)
         heartbeat("loading the LLM")
         return open_local(found, adapter, config, device)
-    raise NotImplementedError
+    if config.adapter is not None:
+        raise ExtensionError("E410", adapter=config.adapter, name=config.name)
+    return open_http(site, found, config.name, heartbeat)

@@ -1,0 +1,225 @@
+"""Requests to one HTTP server: pace, retries, deadlines, and what is an error at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import threading
+import time
+from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, Callable, Dict, Optional, TypeVar, Union
+
+import requests
+from requests.adapters import HTTPAdapter
+
+from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.site import Endpoint
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FIRST_PAUSE = 1.0  # seconds before the first retry; each further pause is twice as long
+_LONGEST_PAUSE = 60.0
+_CONNECT = 10.0  # longest wait for a connection, in seconds
+_PIECE = 16  # bytes read at a time: between two pieces the deadline is looked at, however slowly they come
+_LONGEST_ANSWER = 1 << 24
+_RETRIED = {408, 409, 425, 429}
+
+
+class Cancelled(Exception):
+    """The answer is no longer wanted."""
+
+
+class Unusable(Exception):
+    """An answer, or none, that a retry may mend. ``wait``: seconds for which the server asks."""
+
+    def __init__(self, reason: str, wait: Optional[float] = None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class Pacer:
+    """When the next request may go, for all threads: so many per second, none before a pause is over."""
+
+    def __init__(self, rate: Optional[float]) -> None:
+        self._gap = 1.0 / rate if rate else 0.0
+        self._lock = threading.Lock()
+        self._free = 0.0
+
+    def take_turn(self, cancelled: threading.Event) -> None:
+        """Wait for a turn and take it.
+
+        Raises:
+            Cancelled: ``cancelled`` was set meanwhile.
+        """
+        while not cancelled.is_set():
+            with self._lock:
+                now = time.monotonic()
+                if now >= self._free:
+                    self._free = now + self._gap
+                    return
+                delay = self._free - now
+            cancelled.wait(delay)
+        raise Cancelled
+
+    def pause(self, seconds: float) -> None:
+        """Let no request go for a while."""
+        with self._lock:
+            self._free = max(self._free, time.monotonic() + seconds)
+
+
+class Transport:
+    """A pool of connections to one endpoint; safe to use from many threads.
+
+    What the environment says (proxies, .netrc, certificates) does not count: the site file does. Cookies are not
+    kept and redirections not followed. Neither the key nor anything that was sent or answered stands in an error.
+
+    Args:
+        name: the endpoint's name in the site file.
+        verify: False: trust any certificate; a path: trust these; True: the usual ones.
+    """
+
+    def __init__(self, endpoint: Endpoint, key: Optional[str], name: str, verify: Union[bool, str] = True) -> None:
+        self._endpoint = endpoint
+        self._name = name
+        self._key = "no key is given" if key is None else "a key was sent"
+        self._pacer = Pacer(endpoint.requests_per_second)
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.verify = verify
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=endpoint.concurrency, max_retries=0)
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, adapter)
+        if key is not None:
+            self._session.headers["Authorization"] = f"Bearer {key}"
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Optional[Dict[str, Any]],
+        read: Callable[[Any], T],
+        *,
+        what: str,
+        cancelled: threading.Event,
+        begun: Callable[[], None] = lambda: None,
+    ) -> T:
+        """Send a request until its answer can be read.
+
+        Args:
+            read: makes the result of the decoded JSON, or raises :class:`Unusable`.
+            what: names the request in errors, e.g. ``text 3 of 80``.
+            begun: called when the request goes out for the first time; the time before does not count.
+
+        Raises:
+            ExtensionError: E413, E415 the server refuses it; E414 no usable answer within retries and deadline; E417
+                the server cannot be asked at all.
+            Cancelled: ``cancelled`` was set meanwhile.
+        """
+        self._pacer.take_turn(cancelled)
+        begun()
+        start, attempts = time.monotonic(), 0
+        while True:
+            attempts += 1
+            left = self._endpoint.deadline_seconds - (time.monotonic() - start)
+            try:
+                return read(self._exchange(method, path, body, left, what))
+            except Unusable as miss:
+                pause = min(FIRST_PAUSE * 2.0 ** (attempts - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+                pause = pause if miss.wait is None else miss.wait
+                waited = time.monotonic() - start
+                if attempts > self._endpoint.retries or waited + pause >= self._endpoint.deadline_seconds:
+                    raise self.gave_up(what, attempts, waited, str(miss)) from None
+                if miss.wait is not None:
+                    self._pacer.pause(miss.wait)  # the server says it to all of us
+                logger.warning("endpoint %s, %s: %s; asking again in %.1f s", self._name, what, miss, pause)
+            if cancelled.wait(pause):
+                raise Cancelled
+            self._pacer.take_turn(cancelled)
+
+    def gave_up(self, what: str, attempts: int, seconds: float, reason: str) -> ExtensionError:
+        """The error after the last attempt."""
+        allowed = f"{self._endpoint.retries + 1} attempt(s)"
+        facts = {"name": self._name, "what": what, "attempts": attempts, "seconds": seconds, "reason": reason}
+        return ExtensionError("E414", **facts, allowed=allowed, deadline=self._endpoint.deadline_seconds)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._session.close()
+
+    def _exchange(self, method: str, path: str, body: Optional[Dict[str, Any]], left: float, what: str) -> Any:
+        """One attempt: the decoded JSON of a good answer.
+
+        Errors of the library are not chained to ours: they may quote the URL.
+        """
+        if left <= 0:
+            raise Unusable("the time is over")
+        seconds = min(self._endpoint.timeout_seconds, left)
+        until = time.monotonic() + seconds
+        limits = (min(seconds, _CONNECT), seconds)
+        url = self._endpoint.url.rstrip("/") + path
+        try:
+            with self._session.request(
+                method, url, json=body, timeout=limits, stream=True, allow_redirects=False
+            ) as response:
+                self._check(response, what)
+                content = _read(response, until)
+        except requests.exceptions.SSLError as error:
+            if "certificate" not in str(error).lower():
+                raise Unusable("the encrypted connection broke off") from None
+            raise ExtensionError("E417", name=self._name, reason="its certificate is not trusted") from None
+        except requests.exceptions.ConnectTimeout:
+            raise Unusable(f"no connection in {limits[0]:g} s") from None
+        except requests.exceptions.Timeout:
+            raise Unusable(f"no answer in {seconds:g} s") from None
+        except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError):
+            raise Unusable("the connection was refused or broke off") from None
+        except requests.exceptions.ContentDecodingError:
+            raise Unusable("an answer that cannot be decompressed") from None
+        except (requests.exceptions.RequestException, UnicodeError) as error:
+            raise ExtensionError("E417", name=self._name, reason=type(error).__name__) from None
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError):
+            raise Unusable("an answer that is not JSON") from None
+
+    def _check(self, response: Any, what: str) -> None:
+        """Sort the status: fine, worth a retry, or an error."""
+        status: int = response.status_code
+        if 200 <= status < 300:
+            return
+        if status in _RETRIED or status >= 500:
+            raise Unusable(f"status {status}", _retry_after(response.headers.get("Retry-After")))
+        if status in (401, 403):
+            raise ExtensionError("E415", name=self._name, what=what, status=status, key=self._key)
+        raise ExtensionError("E413", name=self._name, what=what, status=status)
+
+
+def _read(response: Any, until: float) -> bytes:
+    """The body; a server that sends it drop by drop, or without end, is cut off."""
+    content = bytearray()
+    for piece in response.iter_content(_PIECE):
+        content += piece
+        if time.monotonic() > until:
+            raise requests.exceptions.ReadTimeout
+        if len(content) > _LONGEST_ANSWER:
+            raise Unusable(f"an answer of more than {_LONGEST_ANSWER >> 20} MB")
+    return bytes(content)
+
+
+def _retry_after(value: Optional[str]) -> Optional[float]:
+    """Seconds of a Retry-After header, which gives seconds or a date; None without one that can be read."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(int(value)))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return None
