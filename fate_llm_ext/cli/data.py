@@ -71,19 +71,43 @@ def generate() -> None:
     """Generate a synthetic corpus."""
 
 
+def _corpus(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that all synthetic corpora share."""
+    where = "JSONL file; gzipped if it ends in .gz."
+    for option in (
+        click.option("--force", is_flag=True, help="Replace the file."),
+        click.option("--out", type=click.Path(dir_okay=False), required=True, help=where),
+        click.option("--seed", type=int, default=0, show_default=True),
+        click.option("--rows", type=click.IntRange(min=1), required=True),
+    ):
+        command = option(command)
+    return command
+
+
 @generate.command("tickets")
-@click.option("--rows", type=click.IntRange(min=1), required=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", type=click.Path(dir_okay=False), required=True, help="JSONL file; gzipped if it ends in .gz.")
-@click.option("--force", is_flag=True, help="Replace the file.")
+@_corpus
 def tickets(rows: int, seed: int, out: str, force: bool) -> None:
     """Support tickets of five departments (template `tickets`)."""
     from fate_llm_ext.data.corpus import generate_tickets
+
+    _write_corpus(generate_tickets(rows, seed), out, force)
+
+
+@generate.command("reviews")
+@_corpus
+def reviews(rows: int, seed: int, out: str, force: bool) -> None:
+    """Reviews of restaurants, negative, mixed or positive (template `reviews`)."""
+    from fate_llm_ext.data.reviews import generate_reviews
+
+    _write_corpus(generate_reviews(rows, seed), out, force)
+
+
+def _write_corpus(rows: Sequence[Row], out: str, force: bool) -> None:
     from fate_llm_ext.data.datasets import write_jsonl
 
     if Path(out).exists() and not force:
         raise ExtensionError("E213", path=out, reason="", advice="Give --force, or another file")
-    click.echo(f"{write_jsonl(out, generate_tickets(rows, seed)):,} rows written to {out}")
+    click.echo(f"{write_jsonl(out, rows):,} rows written to {out}")
 
 
 @data.command()

@@ -161,7 +161,7 @@ def _dialogsum(row: Mapping[str, Any]) -> Fields:
     return _flat(dialogue=_need(fields, "dialogue"), summary=first, **others)
 
 
-def _tickets(row: Mapping[str, Any]) -> Fields:
+def _labelled_text(row: Mapping[str, Any]) -> Fields:
     fields = _columns(row, ("text", "label"))
     return _flat(text=_need(fields, "text"), label=_word(fields, ("label",), {}))
 
@@ -207,10 +207,17 @@ BUILT_IN: Dict[str, BuiltIn] = {
     ),
     "tickets": BuiltIn(
         "Department of a support ticket (fate-llm-ext data generate tickets).",
-        _tickets,
+        _labelled_text,
         "Ticket: {{ text }}\nDepartment:",
         _LABEL,
         ("billing", "technical", "shipping", "account", "sales"),
+    ),
+    "reviews": BuiltIn(
+        "Sentiment of a restaurant review (fate-llm-ext data generate reviews).",
+        _labelled_text,
+        "Review: {{ text }}\nSentiment:",
+        _LABEL,
+        ("negative", "mixed", "positive"),
     ),
     "text": BuiltIn("Plain text for language modelling: empty prompt, the text is the answer.", _plain, "", ("text",)),
 }
