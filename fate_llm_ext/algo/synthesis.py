@@ -108,7 +108,8 @@ def sample_texts(
         seed=seed,
         step=watched("sampling texts", heartbeat),
     )
-    texts = [clean(text) for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+    decoded = tokenizer.batch_decode(written, skip_special_tokens=True) if written else []
+    texts = [clean(text) for text in decoded]
     # The end token is not among what was written, so a text of full length has none.
     ended = np.array([len(one) < config.max_new_tokens for one in written], dtype=bool)
     return Records(codes, texts), ended
