@@ -127,6 +127,10 @@ CATALOGUE: dict[str, ErrorKind] = {
     ),
     "E213": ErrorKind("{path} exists already{reason}.", "{advice}."),
     "E214": ErrorKind("{option}: {reason}.", "`fate-llm-ext data split --help` shows the form."),
+    "E220": ErrorKind(
+        "{path} gives no prompts: {reason}.",
+        "Name a job with one `fdkt` task, or leave out --job: then the default prompts are taken.",
+    ),
     # E3xx - federation and protocol --------------------------------------------------------------
     "E301": ErrorKind(
         "{sender} sent an invalid {message!r} message: {reason}.",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, 
 
 import click
 
+from fate_llm_ext.cli.data_demonstrations import demonstrations
 from fate_llm_ext.errors import ExtensionError
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ _MANIFEST = "split.json"
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def data() -> None:
     """Show, fingerprint, split and generate data sets."""
+
+
+data.add_command(demonstrations)
 
 
 def _pairs(context: click.Context, option: click.Parameter, values: Sequence[str]) -> Dict[str, str]:

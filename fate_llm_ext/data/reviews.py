@@ -59,7 +59,8 @@ _MIXED_LAST = (
 )  # fmt: skip
 _OPENINGS = (
     "We went there on {day}.", "Dinner for {count} on {day}.", "A table for {count} in {city}.",
-    "Lunch near {landmark}.", "My {guest} chose this place in {city}.", "{name} had booked for {day}.", "First visit.", "", "", "",
+    "Lunch near {landmark}.", "My {guest} chose this place in {city}.", "{name} had booked for {day}.",
+    "First visit.", "", "", "",
 )  # fmt: skip
 _SILENT = (
     "I had the {dish} and my {guest} the {other}.",
