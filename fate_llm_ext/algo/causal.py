@@ -1,11 +1,11 @@
-"""A causal LM that an algorithm trains, on texts with control codes: loaded, put back, saved."""
+"""A model that an algorithm trains, first of all a causal LM on texts with control codes: loaded, put back, saved."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Sequence
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ class Model:
         ExtensionError: E402 to E408 as :func:`~fate_llm_ext.models.loading.load_base`.
     """
 
+    task_type = "CAUSAL_LM"  # peft's name of the kind of model
+
     def __init__(
         self,
         folder: Path,
@@ -51,12 +53,16 @@ class Model:
         self.weights = weights
         self.lora = lora
         self.control = control
-        network, self.tokenizer = load_base(folder, settings, device, control.max_length)
+        network, self.tokenizer = self._load(folder, settings, seed, device)
         self.network: Any = network
         if weights == "lora":
             heartbeat("placing the adapter")
-            self.network = add_lora(network, lora, seed=seed)
+            self.network = add_lora(network, lora, seed, self.task_type)
         self._initial = self.state()
+
+    def _load(self, folder: Path, settings: ModelConfig, seed: int, device: torch.device) -> Tuple[Any, Any]:
+        """Network and tokenizer; ``seed`` is for what the folder does not hold."""
+        return load_base(folder, settings, device, self.control.max_length)
 
     @property
     def pad_id(self) -> int:

@@ -69,16 +69,30 @@ def load_base(
     missing = sorted(facts["missing_keys"])
     if missing:  # the library would go on with random ones
         raise ExtensionError("E402", folder=folder, reason=f"{len(missing)} weights are missing, {missing[0]} first")
+    written = f" + {max_new_tokens} that it may write" if max_new_tokens else ""
+    tokenizer = fitting_tokenizer(
+        model, folder, max_length + max_new_tokens, f"`task.max_length` {max_length}{written}"
+    )
+    model.to(device)
+    return model, tokenizer
+
+
+def fitting_tokenizer(model: Any, folder: Path, longest: int, parts: str) -> Any:
+    """The tokenizer of a loaded model's folder, if the model has room for its tokens and for the sequences.
+
+    Args:
+        longest: tokens of the longest sequence that the model will see, ``parts`` says where they come from.
+
+    Raises:
+        ExtensionError: E403, E408 as :func:`load_base`.
+    """
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) > model.config.vocab_size:
         raise ExtensionError("E403", folder=folder, tokens=len(tokenizer), rows=model.config.vocab_size)
     limit = positions(model.config)
-    if limit is not None and max_length + max_new_tokens > limit:
-        written = f" + {max_new_tokens} that it may write" if max_new_tokens else ""
-        parts = f"`task.max_length` {max_length}{written}"
-        raise ExtensionError("E408", asked=max_length + max_new_tokens, parts=parts, limit=limit)
-    model.to(device)
-    return model, tokenizer
+    if limit is not None and longest > limit:
+        raise ExtensionError("E408", asked=longest, parts=parts, limit=limit)
+    return tokenizer
 
 
 def positions(config: Any) -> Optional[int]:

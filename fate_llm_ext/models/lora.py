@@ -14,12 +14,16 @@ from fate_llm_ext.models.quiet import quiet
 
 AdapterState = Dict[str, torch.Tensor]
 
+# The head of a sequence classifier, by the names that peft knows: it trains and saves it as a whole.
+_CLASSIFIERS = ("score", "classifier")
 
-def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
-    """Wrap a causal LM with a fresh adapter; only the adapter is trainable.
+
+def add_lora(model: Any, config: LoraConfig, seed: int, task_type: str = "CAUSAL_LM") -> Any:
+    """Wrap a model with a fresh adapter; only the adapter is trainable, and a sequence classifier's own head.
 
     Args:
         seed: of the adapter's initial weights (independent of the caller's random state).
+        task_type: peft's name of the model's kind, ``CAUSAL_LM`` or ``SEQ_CLS``.
 
     Raises:
         ExtensionError: E404 if the target modules do not exist in the model.
@@ -27,7 +31,7 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
     import peft
 
     settings = peft.LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task_type,
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
@@ -45,11 +49,12 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
 
 
 def _modules(model: Any, embeddings: bool) -> List[str]:
-    """Names of all linear layers but the output head (and of embedding and head, if wanted)."""
+    """Names of all linear layers but the head (and of embedding and head, if wanted)."""
     from transformers.pytorch_utils import Conv1D
 
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     names = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
+    names = [n for n in names if n.split(".")[0] not in _CLASSIFIERS]
     if embeddings:
         names += [n for n, m in model.named_modules() if m is embedding or m is head]
     return names

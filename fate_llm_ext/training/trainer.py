@@ -57,7 +57,7 @@ def train_items(
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _Trainer(
             model=model,
-            args=_arguments(config, epochs, steps, seed, scratch, next(model.parameters())),
+            args=training_arguments(config, epochs, steps, seed, scratch, next(model.parameters())),
             train_dataset=items,
             data_collator=Collator(pad_id),
             callbacks=[PhaseCallback(phase, steps, heartbeat)],
@@ -79,9 +79,10 @@ def _with_answers(items: Sequence[Item], phase: str) -> List[Item]:
     return kept
 
 
-def _arguments(
+def training_arguments(
     config: TrainConfig, epochs: int, steps: int, seed: int, scratch: str, parameter: torch.Tensor
 ) -> transformers.TrainingArguments:
+    """The Trainer's settings for ``steps`` steps on the device and in the type of ``parameter``."""
     arguments = _Arguments(
         output_dir=scratch,
         num_train_epochs=epochs,

@@ -153,3 +153,14 @@ class FDKTConfig(Group):
         if len(values["control"].values) < 2:
             raise ValueError(f"`control.values` holds {len(values['control'].values)} label, a task has 2 or more")
         return values
+
+
+class PredictConfig(Group):
+    """All parameters of the `fdkt` component's predict stage; they have to be those of the training."""
+
+    control: ControlConfig
+    student: Optional[ModelConfig] = Field(None, description="Base model of the adapter, if an adapter was trained.")
+    student_weights: Weights = Field("full", description="What was trained: adapters or all weights.")
+    head: Head = Field("generation", description="How the task model answers.")
+    prompts: PromptsConfig = PromptsConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()

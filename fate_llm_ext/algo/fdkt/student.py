@@ -8,8 +8,9 @@ same factor.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any, Callable, Dict, Sequence
+from typing import Any, Callable, Dict, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -18,10 +19,13 @@ from sklearn.metrics import accuracy_score, f1_score
 from fate_llm_ext.algo.causal import Model
 from fate_llm_ext.algo.control import Records
 from fate_llm_ext.algo.fdkt.config import FDKTConfig
-from fate_llm_ext.algo.fdkt.heads import GenerationHead, Head, Sources
+from fate_llm_ext.algo.fdkt.heads import HEADS, Head, Settings, Sources, label_words
 from fate_llm_ext.config import ModelConfig
 from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.models.classification import load_classifier
 from fate_llm_ext.privacy import report
+
+FACTS = "fdkt_task_model.json"
 
 
 class TaskModel:
@@ -33,7 +37,7 @@ class TaskModel:
         heartbeat: called while something takes long.
 
     Raises:
-        ExtensionError: E402 to E408 as :class:`~fate_llm_ext.algo.causal.Model`.
+        ExtensionError: E402 to E408 or E722, the model or the adapter cannot be loaded.
     """
 
     def __init__(
@@ -45,10 +49,10 @@ class TaskModel:
         heartbeat: Callable[[str], None] = lambda doing: None,
     ) -> None:
         self._config = config
-        self.model = Model(
-            folder, settings, config.student_weights, config.lora, config.control, config.seed, device, heartbeat
-        )
-        self.head: Head = GenerationHead(self.model.network, self.model.tokenizer, config, heartbeat)
+        weights, seed = config.student_weights, config.seed
+        kind = Model if config.head == "generation" else _Classifier
+        self.model = kind(folder, settings, weights, config.lora, config.control, seed, device, heartbeat)
+        self.head: Head = HEADS[config.head](self.model.network, self.model.tokenizer, config, heartbeat)
 
     def restore(self) -> None:
         """Back to the untrained weights, bit by bit."""
@@ -88,9 +92,21 @@ class TaskModel:
         }
 
     def save(self, folder: Path, card: str, statement: Dict[str, Any]) -> None:
-        """Write model or adapter, tokenizer, card and privacy statement in Hugging Face layout."""
+        """Write model or adapter, tokenizer, card, privacy statement, and what the predict stage has to share."""
         self.model.save(folder, card)
         report.save(statement, folder)
+        text = json.dumps(facts(self._config), indent=2, ensure_ascii=False)
+        (folder / FACTS).write_text(text + "\n", encoding="utf-8")
+
+
+def facts(settings: Settings) -> Dict[str, Any]:
+    """What training and prediction must have in common, by the parameter that says it."""
+    common = {
+        "control.values": label_words(settings),
+        "head": settings.head,
+        "student_weights": settings.student_weights,
+    }
+    return {**common, "prompts.student": settings.prompts.student} if settings.head == "generation" else common
 
 
 def probabilities(head: Head, texts: Sequence[str], doing: str) -> np.ndarray:
@@ -103,6 +119,15 @@ def probabilities(head: Head, texts: Sequence[str], doing: str) -> np.ndarray:
     bad = int(log_probs.size - np.isfinite(log_probs).sum())
     if bad:
         raise ExtensionError("E407", bad=bad, total=log_probs.size, what="the labels of texts")
-    weights = np.exp(log_probs - log_probs.max(axis=1, keepdims=True)) if len(log_probs) else log_probs
+    weights = np.exp(log_probs - log_probs.max(axis=1, keepdims=True))
     shares: np.ndarray = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     return shares
+
+
+class _Classifier(Model):
+    """A sequence classifier in place of a causal LM: as a whole, or an adapter and the head."""
+
+    task_type = "SEQ_CLS"
+
+    def _load(self, folder: Path, settings: ModelConfig, seed: int, device: torch.device) -> Tuple[Any, Any]:
+        return load_classifier(folder, settings, self.control.values, device, self.control.max_length, seed=seed)
