@@ -211,11 +211,12 @@ class Client:
     def _embed_records(self) -> None:
         """The private records as the untrained generator sees them.
 
-        An embedding that had learned from the records would move all votes when one record changes.
+        An embedding that had learned from the records would move all votes when one record changes. So would one that
+        is computed along with others: rounding depends on the batch, and texts that are nearly equal turn on it.
         """
         self._party.phase("", "embedding the private records")
         with untold():
-            self._votes_base = self._embedder().embed(self.records.texts)
+            self._votes_base = self._embedder(1).embed(self.records.texts)
 
     def _vote(self, texts: Records) -> np.ndarray:
         """Noisy number of records to which each text is the nearest (float64 [S])."""
@@ -226,13 +227,13 @@ class Client:
         self.generator.restore()
         try:
             with untold():
-                found = nearest(self._votes_base, self._embedder().embed(texts.texts))
+                found = nearest(self._votes_base, self._embedder(self._party.config.evaluation.batch_size).embed(texts.texts))
                 return noisy_votes(found, len(texts), self._party.config.feedback.noise)
         finally:
             self.generator.restore(trained)
 
-    def _embedder(self) -> Embedder:
-        return Embedder(self.generator.network, self.generator.tokenizer, self._party.config.evaluation.batch_size)
+    def _embedder(self, batch_size: int) -> Embedder:
+        return Embedder(self.generator.network, self.generator.tokenizer, batch_size)
 
     def _count(self, arm: str, what: str, kept: int, dropped: Dict[str, int], round: int = 0) -> None:
         metrics = self._party.metrics
