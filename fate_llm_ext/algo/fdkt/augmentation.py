@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 REASONS = ("no_room", "empty", "duplicate", "copied", "unreadable_label", "label_differs", "surplus")
 
 _STOP = ("\n\n",)  # demonstrations are paragraphs
-_ENOUGH = 64  # so many prompts in a row that give nothing say that further ones will not either
+_ENOUGH = 64  # so many prompts of a wave that give nothing say that further ones will not either
 _SENTENCE = re.compile(r"[.!?。！？][\"'”’)\]]*(?=\s|$)|[。！？]")
 
 
@@ -122,11 +122,12 @@ class _Tally:
     def next_wave(self, left: int) -> np.ndarray:
         """Prompts to make per label (int64 [C]), at most ``left``: what it lacks over the share that came so far.
 
-        No label gets more than an equal part of what is left, so that a hopeless one takes nothing from the others.
+        A label's prompts at most double, and it gets no more than an equal part of what is left: a hopeless one is
+        found out early, and takes nothing from the others.
         """
         missing = self.quota - self.kept
-        part = math.ceil(left / np.count_nonzero(missing))
-        wanted = np.minimum(np.ceil(missing * (self.prompts + 1) / (self.kept + 1)), part)
+        most = np.minimum(np.maximum(self.prompts, missing), math.ceil(left / np.count_nonzero(missing)))
+        wanted = np.minimum(np.ceil(missing * (self.prompts + 1) / (self.kept + 1)), most)
         return code_counts(min(left, int(wanted.sum())), wanted, len(wanted))
 
     def drop(self, reason: str, count: int = 1) -> None:
