@@ -13,8 +13,8 @@ import numpy as np
 
 from fate_llm_ext.config import GenerationConfig
 from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.models.engines import inflight
 from fate_llm_ext.models.engines.base import Completion, Engine, cut
-from fate_llm_ext.models.engines.inflight import Ticket, gather
 from fate_llm_ext.models.engines.transport import Transport, Unusable
 from fate_llm_ext.models.scoring import Step
 from fate_llm_ext.site import Endpoint, Site
@@ -113,10 +113,6 @@ class HTTPEngine(Engine):
         """True for every prompt (bool [N]): only the server knows its context, and refuses what is too long."""
         return np.ones(len(prompts), dtype=bool)
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._transport.close()
-
     def _gather(
         self,
         request: Callable[[int], Any],
@@ -135,17 +131,17 @@ class HTTPEngine(Engine):
 
         def finished(done: int) -> None:
             step(done, count)
-            if time.monotonic() - said >= 1.0:
+            if time.monotonic() - said >= inflight.BEAT:
                 waiting(done)
 
-        def work(ticket: Ticket) -> Any:
+        def work(ticket: inflight.Ticket) -> Any:
             method, path, body = request(ticket.row)
             return self._transport.ask(
                 method, path, body, read, what=what(ticket.row), cancelled=ticket.cancelled, begun=ticket.begin
             )
 
         deadline = self._endpoint.deadline_seconds + _GRACE
-        return gather(
+        return inflight.gather(
             work,
             count,
             self._endpoint.concurrency,

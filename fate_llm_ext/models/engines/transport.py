@@ -8,11 +8,9 @@ import random
 import threading
 import time
 from email.utils import parsedate_to_datetime
-from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Callable, Dict, Optional, TypeVar, Union
 
 import requests
-from requests.adapters import HTTPAdapter
 
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.site import Endpoint
@@ -72,10 +70,14 @@ class Pacer:
 
 
 class Transport:
-    """A pool of connections to one endpoint; safe to use from many threads.
+    """How requests reach one endpoint; safe to use from many threads.
 
-    What the environment says (proxies, .netrc, certificates) does not count: the site file does. Cookies are not
-    kept and redirections not followed. Neither the key nor anything that was sent or answered stands in an error.
+    Each request has a connection of its own: on one that is used again, an answer that a server or a proxy sends late
+    or twice would be taken for that to the next request, and a text would stand under another's prompt. Beside the
+    time that an LLM writes, connecting is cheap.
+
+    What the environment says (proxies, .netrc, certificates) does not count: the site file does. Redirections are not
+    followed. Neither the key nor anything that was sent or answered stands in an error.
 
     Args:
         name: the endpoint's name in the site file.
@@ -87,15 +89,10 @@ class Transport:
         self._name = name
         self._key = "no key is given" if key is None else "a key was sent"
         self._pacer = Pacer(endpoint.requests_per_second)
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.verify = verify
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=endpoint.concurrency, max_retries=0)
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, adapter)
+        self._verify = verify
+        self._headers = {"Connection": "close"}
         if key is not None:
-            self._session.headers["Authorization"] = f"Bearer {key}"
+            self._headers["Authorization"] = f"Bearer {key}"
 
     def ask(
         self,
@@ -147,10 +144,6 @@ class Transport:
         facts = {"name": self._name, "what": what, "attempts": attempts, "seconds": seconds, "reason": reason}
         return ExtensionError("E414", **facts, allowed=allowed, deadline=self._endpoint.deadline_seconds)
 
-    def close(self) -> None:
-        """Close the idle connections."""
-        self._session.close()
-
     def _exchange(self, method: str, path: str, body: Optional[Dict[str, Any]], left: float, what: str) -> Any:
         """One attempt: the decoded JSON of a good answer.
 
@@ -163,9 +156,10 @@ class Transport:
         limits = (min(seconds, _CONNECT), seconds)
         url = self._endpoint.url.rstrip("/") + path
         try:
-            with self._session.request(
-                method, url, json=body, timeout=limits, stream=True, allow_redirects=False
-            ) as response:
+            with (
+                self._session() as session,
+                session.request(method, url, json=body, timeout=limits, stream=True, allow_redirects=False) as response,
+            ):
                 self._check(response, what)
                 content = _read(response, until)
         except requests.exceptions.SSLError as error:
@@ -186,6 +180,14 @@ class Transport:
             return json.loads(content)
         except (ValueError, RecursionError):
             raise Unusable("an answer that is not JSON") from None
+
+    def _session(self) -> Any:
+        """Settings for one connection; it is closed with the session."""
+        session = requests.Session()
+        session.trust_env = False
+        session.verify = self._verify
+        session.headers.update(self._headers)
+        return session
 
     def _check(self, response: Any, what: str) -> None:
         """Sort the status: fine, worth a retry, or an error."""
