@@ -84,7 +84,7 @@ def test_repetition_is_the_slow_reference_s(parts: list[str]) -> None:
 
 def test_the_first_reason_counts() -> None:
     good = "the invoice of March is wrong"
-    texts = ["", "two words", good, "go on go on go on go on", f" The  invoice of march is\nWRONG", "other words here"]
+    texts = ["", "two words", good, "go on go on go on go on", " The  invoice of march is\nWRONG", "other words here"]
     assert marks(texts) == {"empty": 1, "short": 1, "repetitive": 1, "duplicate": 1}
     assert marks(texts, ended=False) == marks(texts)
     assert marks(texts, ended=False, finished=True) == {"empty": 1, "unfinished": 5}

@@ -33,7 +33,7 @@ def release(config: FDKTConfig, training: PoissonGaussian, job: str, recipients:
     if config.control.frequencies == "histogram":
         parts.append("noisy counts of the labels")
     if config.feedback.rounds:
-        parts.append(f"noisy votes for augmented texts ({config.feedback.rounds} rounds)")
+        parts.append(f"noisy votes for augmented texts (rounds: {config.feedback.rounds})")
     # Without noise nothing is private, whatever clipping and sampling do.
     mechanisms: List[Mechanism] = [training, *other_mechanisms(config)] if training.noise_multiplier else [NonPrivate()]
     return Release("fdkt", job, ", ".join(parts), tuple(recipients), tuple(mechanisms))
