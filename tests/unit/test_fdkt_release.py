@@ -131,7 +131,7 @@ def test_no_privacy_is_refused_by_a_finite_budget(tmp_path: Path) -> None:
     planned = plan(config(epsilon=math.inf), DATA, "job", OTHERS)
     strict = site(tmp_path, 50.0)
     for ask in (refuse_early, charge):
-        with pytest.raises(ExtensionError, match="E611 .*not differentially private"):
+        with pytest.raises(ExtensionError, match=r"E611 .*not differentially private"):
             ask(strict, DATA, planned)
     assert Ledger(strict.ledger()).entries() == []
 
