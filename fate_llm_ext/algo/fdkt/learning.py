@@ -102,8 +102,7 @@ class Learning:
         party.metrics.log(arm, 0, "student_samples", sum(len(records) for records, _ in sources))
         if len(self._client.test):
             party.phase(arm, "evaluation")
-            rows = party.config.evaluation.max_rows
-            values = self._student.evaluate(self._client.test if rows is None else self._client.test.first(rows))
+            values = self._student.evaluate(self._client.test)
             for name, value in values.items():
                 party.metrics.log(arm, 0, name, value)
             party.metrics.results(arm, values)
