@@ -47,10 +47,13 @@ class FilterConfig(Group):
     )
     max_new_tokens: int = Field(48, ge=1, description="Longest answer of the LLM about a cluster.")
     duplicate_similarity: float = Field(
-        0.95, gt=0.0, le=1.0, description="distance: of two texts with a larger cosine similarity one goes."
+        0.95,
+        gt=0.0,
+        le=1.0,
+        description="distance: of two texts with a larger cosine similarity (to their mean) one goes.",
     )
     outlier_share: float = Field(
-        0.1, ge=0.0, lt=1.0, description="distance: this share of a cluster, farthest from its centre, goes."
+        0.1, ge=0.0, lt=1.0, description="distance: this share of all texts, farthest from their neighbours, goes."
     )
 
 
