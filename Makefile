@@ -6,6 +6,7 @@ VENV := .venv
 VENV_COMPAT := .venv-compat
 VENV_CLIENT := .venv-client
 VENV_PEER := .venv-peer
+VENV_SERVE := .venv-serve
 PY := $(VENV)/bin/python
 PY_COMPAT := $(VENV_COMPAT)/bin/python
 PY_CLIENT := $(VENV_CLIENT)/bin/python
@@ -15,7 +16,7 @@ DEMO_ROOT := runs/quickstart
 DEMO = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sh $(QUICKSTART)/prepare.sh $(DEMO_ROOT) && \
        $(VENV)/bin/fate-llm-ext run $(QUICKSTART)/dag.yaml --sites $(QUICKSTART)/sites.yaml --root $(DEMO_ROOT)
 
-QUICK := not slow and not flow and not gpu
+QUICK := not slow and not flow and not gpu and not serve
 
 # Models and data come from the machine: nothing is fetched at run time.
 export HF_HUB_OFFLINE := 1
@@ -23,7 +24,7 @@ export TRANSFORMERS_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help venv venv-compat venv-client peer demo test test-all test-compat test-client lint format check-confs docs clean
+.PHONY: help venv venv-compat venv-client venv-serve peer demo test test-all test-compat test-client test-serve lint format check-confs docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +38,9 @@ venv-compat: ## .venv-compat: the set that FATE 2.2 pins
 venv-client: ## .venv-client: FATE's client without torch
 	@PYTHON="$(PYTHON)" sh tools/venv.sh client $(VENV_CLIENT)
 
+venv-serve: ## .venv-serve: transformers serve, which the HTTP engine is tested against
+	@PYTHON="$(PYTHON)" sh tools/venv.sh serve $(VENV_SERVE)
+
 peer: ## .venv-peer: fate-llm 2.2, which benchmarks measure against
 	@PYTHON="$(PYTHON)" sh tools/venv.sh peer $(VENV_PEER)
 
@@ -46,7 +50,7 @@ demo: venv ## run the FedMKT quickstart: four parties on this machine
 test: venv ## unit, contract, invariant and integration tests
 	$(PY) -m pytest -q tests -m "$(QUICK)"
 
-test-all: venv ## every test; those that miss a GPU or FATE Flow skip themselves
+test-all: venv venv-serve ## every test; those that miss a GPU or FATE Flow skip themselves
 	$(PY) -m pytest -q tests
 
 test-compat: venv-compat ## unit and contract tests and one federation in the compat set
@@ -55,6 +59,9 @@ test-compat: venv-compat ## unit and contract tests and one federation in the co
 
 test-client: venv-client ## a job written with FATE's Pipeline SDK, without torch
 	$(PY_CLIENT) -m pytest -q tests/unit/test_client.py
+
+test-serve: venv venv-serve ## the HTTP engine against a real server
+	$(PY) -m pytest -q tests/contract/test_engines.py -m serve
 
 lint: venv ## ruff, formatting, mypy
 	$(PY) -m ruff check .

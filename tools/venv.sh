@@ -1,5 +1,6 @@
 #!/bin/sh
-# Make or refresh the virtual environment DIR of one set: modern, compat, client, or peer (fate-llm, to measure against).
+# Make or refresh the virtual environment DIR of one set: modern, compat, client, peer (fate-llm, to measure against),
+# or serve (transformers serve, to test against).
 #
 #     sh tools/venv.sh SET DIR
 #
@@ -50,7 +51,7 @@ case $version in
     *) fail "$python is Python $version; the tested sets are for 3.11." "make venv PYTHON=/path/to/python3.11" ;;
 esac
 [ -f "$constraints/$set_name.txt" ] ||
-    fail "there is no set $set_name." "choose modern, compat, client or peer."
+    fail "there is no set $set_name." "choose modern, compat, client, peer or serve."
 
 # --- nothing to do? ----------------------------------------------------------------------------------
 key=$(cat "$constraints/$set_name"*.txt setup.py "$0" 2>/dev/null | cksum)
@@ -65,6 +66,8 @@ free_mb=$(df -Pk "$dir" | awk 'NR == 2 { print int($4 / 1024) }')
 need_mb=3000
 if [ "$set_name" = client ]; then
     need_mb=200
+elif [ "$set_name" = serve ]; then
+    need_mb=1500
 elif ! "$dir/bin/python" -c 'import mmh3' 2>/dev/null; then
     { command -v "${CC:-gcc}" && command -v "${CXX:-g++}"; } >/dev/null 2>&1 ||
         fail "no C++ compiler was found (FATE needs mmh3 3.0.0, which is built from source)." "apt-get install g++ python3.11-dev, then repeat."
@@ -104,8 +107,11 @@ else
     # Without this package: it and fate-llm ask for different releases of peft and opacus. fate-llm imports loguru
     # without asking for it.
     [ "$set_name" = peer ] && set -- pyfate==2.2.0 fate-llm==2.2.0 loguru
+    what="FATE 2.2 and the $set_name set (about a minute)"
+    # Nothing of FATE in it, which asks for pydantic 1.
+    [ "$set_name" = serve ] && set -- 'transformers[serving]' && what="transformers serve"
     # shellcheck disable=SC2086  # two words or none
-    step "FATE 2.2 and the $set_name set (about a minute)" "$dir/bin/uv" pip install --python "$dir/bin/python" \
+    step "$what" "$dir/bin/uv" pip install --python "$dir/bin/python" \
         --compile-bytecode $overrides -c "$constraints/$set_name.txt" "$@"
 fi
 printf '%s\n' "$key" >"$dir/.stamp" || fail "the stamp in $dir cannot be written." "free some space, then repeat."
