@@ -90,7 +90,7 @@ def select_demonstrations(
     heartbeat(_DOING)
     points = spread(embeddings)
     groups = clustered(points, config.samples_per_cluster, seed)
-    outlying = outliers(points, config.outlier_share, config.samples_per_cluster)
+    outlying = outliers(embeddings, config.outlier_share, config.samples_per_cluster)
     verdict = _Verdict(records, points, outlying, config.duplicate_similarity)
     if config.judge == "distance":
         for group in groups:
@@ -135,18 +135,19 @@ def clustered(points: np.ndarray, size: int, seed: int) -> List[Group]:
     return [np.flatnonzero(found == cluster) for cluster in np.unique(found)]
 
 
-def outliers(points: np.ndarray, share: float, size: int) -> np.ndarray:
-    """The share of points that are farthest from their nearest neighbours, half a cluster of them (bool [N]).
+def outliers(embeddings: np.ndarray, share: float, size: int) -> np.ndarray:
+    """The share of texts that are farthest from their nearest ones, as many as a cluster has (bool [N]).
 
-    Not from their cluster's centre: what lies far off has a cluster of its own. Points at a usual distance, up to the
-    median, are none whatever the share is.
+    Not from their cluster's centre, for what lies far off has a cluster of its own; and by the embeddings as they
+    are, for what leaves the cone of all others is told by how far it goes, not in which direction. Texts at a usual
+    distance, up to the median, are none whatever the share is.
     """
-    result = np.zeros(len(points), dtype=bool)
-    count = int(share * len(points))
-    neighbours = min(max(1, size // 2), len(points) - 1)
+    result = np.zeros(len(embeddings), dtype=bool)
+    count = int(share * len(embeddings))
+    neighbours = min(size, len(embeddings) - 1)
     if not count or not neighbours:
         return result
-    distances, _ = NearestNeighbors(n_neighbors=neighbours).fit(points).kneighbors()
+    distances, _ = NearestNeighbors(n_neighbors=neighbours).fit(embeddings).kneighbors()
     means = distances.mean(axis=1)
     farthest = np.argsort(-means, kind="stable")[:count]
     result[farthest[means[farthest] > np.median(means)]] = True
