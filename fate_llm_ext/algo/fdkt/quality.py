@@ -40,8 +40,8 @@ def stage_quality(real: Records, made: Records, seed: int) -> Dict[str, float]:
     ``fidelity_auc``     :func:`two_sample_auc`: 0.5 made and real texts cannot be told apart, 1 every one can.
     ``mauve``            :func:`mauve`: 1 alike, 0 disjoint.
     ``label_agreement``  share of the made texts to which a judge trained on the real ones gives the label they have.
-    ``judge_accuracy``   share of the real texts that a judge trained on the others of them gets right; an agreement is to be
-                         compared with this, not with 1.
+    ``judge_accuracy``   share of the real texts that a judge trained on the others of them gets right: what an agreement is
+                         to be compared with.
     ``distinct_2``       share of different ones among all word pairs of the made texts.
     ``self_overlap``     mean share of a made text's 4-grams of words that stand in another one of them as well.
 
@@ -76,13 +76,13 @@ def two_sample_auc(real: Sequence[str], made: Sequence[str], seed: int) -> float
     Returns:
         NaN with fewer than 5 different texts on a side.
     """
-    sides = [list(dict.fromkeys(texts)) for texts in (real, made)]
-    if min(map(len, sides)) < _FOLDS:
+    one, other = list(dict.fromkeys(real)), list(dict.fromkeys(made))
+    if min(len(one), len(other)) < _FOLDS:
         return _NOTHING
-    which = np.repeat([0, 1], [len(texts) for texts in sides])
+    side = np.repeat([0, 1], [len(one), len(other)])
     folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
-    scores = cross_val_predict(_judge(seed, "balanced"), sum(sides, []), which, cv=folds, method="decision_function")
-    return float(roc_auc_score(which, scores))
+    scores = cross_val_predict(_judge(seed, "balanced"), [*one, *other], side, cv=folds, method="decision_function")
+    return float(roc_auc_score(side, scores))
 
 
 def mauve(real: Sequence[str], made: Sequence[str], seed: int) -> float:
