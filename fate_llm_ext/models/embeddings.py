@@ -16,10 +16,9 @@ from fate_llm_ext.config import ModelConfig
 from fate_llm_ext.data.collate import pad_right
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.engines import Engine, LocalEngine
-from fate_llm_ext.models.loading import positions
+from fate_llm_ext.models.loading import fitting_tokenizer, positions
 from fate_llm_ext.models.quiet import quiet
 from fate_llm_ext.models.scoring import Step
-from fate_llm_ext.models.tokenizers import load_tokenizer
 from fate_llm_ext.site import Site
 
 _BATCH_SIZE = 32
@@ -160,7 +159,5 @@ def load_embedder(folder: Path, config: ModelConfig, device: torch.device) -> Em
     missing = sorted(key for key in facts["missing_keys"] if "pooler" not in key)
     if missing:
         raise ExtensionError("E702", folder=folder, reason=f"{len(missing)} weights are missing, {missing[0]} first")
-    tokenizer = load_tokenizer(folder)
-    if len(tokenizer) > model.config.vocab_size:
-        raise ExtensionError("E403", folder=folder, tokens=len(tokenizer), rows=model.config.vocab_size)
+    tokenizer = fitting_tokenizer(model, folder, 0, "")  # a longer text is cut
     return Embedder(model.to(device), tokenizer)
