@@ -422,10 +422,11 @@ def test_no_model_or_several(models: list[str], says: str) -> None:
         opened(server.url, None, model=None)
 
 
-def test_a_server_without_a_list_of_models() -> None:
-    with serving(echo, 404) as server:
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_server_without_a_list_of_models(status: int) -> None:
+    with serving(echo, status) as server:
         opened(server.url, None).generate(["a"], CONFIG, seed=0)
-        with pytest.raises(ExtensionError, match=r"E413 .*refused the list of models with status 404"):
+        with pytest.raises(ExtensionError, match=rf"E413 .*refused the list of models with status {status}"):
             opened(server.url, None, model=None)
 
 
@@ -433,6 +434,8 @@ def test_a_wrong_key_or_a_server_that_is_down_shows_when_it_is_opened(key_file: 
     with serving(echo, 401) as server, pytest.raises(ExtensionError, match=r"E415 .*status 401 \(a key was sent\)"):
         opened(server.url, key_file)
     with pytest.raises(ExtensionError, match=r"E414 .*no usable answer to the list of models"):
+        opened(server.url, key_file, retries=1)
+    with serving(echo, 503) as server, pytest.raises(ExtensionError, match=r"E414 .*2 attempt.*status 503"):
         opened(server.url, key_file, retries=1)
 
 

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_STOPS = 4  # OpenAI's limit; texts are cut at the others when they are here
 _GRACE = 5.0  # seconds after a text's deadline in which its own thread may notice it
+_NO_LIST = (500, 501)  # so answers transformers serve without a cache of models, though it serves one
 _HERE = ("localhost", "127.0.0.1", "::1")
 
 
@@ -64,9 +65,9 @@ class HTTPEngine(Engine):
                 E413, E417 as for texts.
         """
         try:
-            models = self._gather(lambda _: ("GET", "/models", None), _model_names, lambda _: "the list of models", 1)[
-                0
-            ]
+            models = self._gather(
+                lambda _: ("GET", "/models", None), _model_names, lambda _: "the list of models", 1, final=_NO_LIST
+            )[0]
         except ExtensionError as error:
             # Not all servers have that list. With a model's name it is not needed: the server is there, that is enough.
             if self._model is None or error.code != "E413":
@@ -120,6 +121,7 @@ class HTTPEngine(Engine):
         what: Callable[[int], str],
         count: int,
         step: Step = lambda done, total: None,
+        final: Sequence[int] = (),
     ) -> List[Any]:
         """Answers of ``count`` requests (method, path, body), in order."""
         said = time.monotonic()
@@ -137,7 +139,14 @@ class HTTPEngine(Engine):
         def work(ticket: inflight.Ticket) -> Any:
             method, path, body = request(ticket.row)
             return self._transport.ask(
-                method, path, body, read, what=what(ticket.row), cancelled=ticket.cancelled, begun=ticket.begin
+                method,
+                path,
+                body,
+                read,
+                what=what(ticket.row),
+                cancelled=ticket.cancelled,
+                begun=ticket.begin,
+                final=final,
             )
 
         deadline = self._endpoint.deadline_seconds + _GRACE
