@@ -539,9 +539,17 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Raise `control.max_length`, or shorten `prompts.student` or the labels.",
         shared=True,
     ),
+    "E721": ErrorKind(
+        "The task model in `input_model` was trained with `{parameter}` {trained!r}, the predict stage has {asked!r}.",
+        "Give the predict stage the parameters of the train stage.",
+    ),
     "E722": ErrorKind(
         "{folder} holds no model that can be loaded as a sequence classifier: {reason}.",
         "Give a folder written by `save_pretrained` of a base model or of a classifier of the same labels.",
+    ),
+    "E723": ErrorKind(
+        "{folder} holds no task model of FDKT: {reason}.",
+        "Give `input_model` the `output_model` of an `fdkt` train stage.",
     ),
     "E730": ErrorKind(
         "None of the {asked} texts that the generator wrote is valid ({dropped}).",

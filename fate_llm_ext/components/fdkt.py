@@ -74,4 +74,24 @@ def train(
     run_train(ctx, role, given, train_data, output_model, generator_model, augmented_data)
 
 
-_PARAMETERS = frozenset(train.parameters.mapping)
+@fdkt.predict()
+def predict(
+    ctx,
+    role: Role,
+    test_data: cpn.data_directory_input(roles=[GUEST, HOST], desc="rows to label"),
+    input_model: cpn.model_directory_input(roles=[GUEST, HOST, ARBITER], desc="output_model of the train stage"),
+    control: cpn.parameter(type=ControlConfig, optional=False, desc="how a row becomes a text; the labels"),
+    student: cpn.parameter(type=ModelConfig, default=None, desc="base model of the adapter, if one was trained"),
+    student_weights: cpn.parameter(type=Weights, default="full", desc="train adapters or all weights"),
+    head: cpn.parameter(type=Head, default="generation", desc="the task model writes the label, or classifies"),
+    prompts: cpn.parameter(type=PromptsConfig, default=None, desc="templates of all that a model reads"),
+    evaluation: cpn.parameter(type=EvaluationConfig, default=None, desc="batch size, row limit"),
+    test_output_data: cpn.data_directory_output(roles=[GUEST, HOST], desc="predictions.jsonl"),
+):
+    given = {name: value for name, value in locals().items() if name in _PARAMETERS and value is not None}
+    from fate_llm_ext.algo.fdkt.inference import run_predict
+
+    run_predict(ctx, role, given, test_data, input_model, test_output_data)
+
+
+_PARAMETERS = frozenset(train.parameters.mapping) | frozenset(predict.parameters.mapping)

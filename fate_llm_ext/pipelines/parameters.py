@@ -19,16 +19,19 @@ CONFIGS = {
     ("fedmkt", "train"): "fate_llm_ext.algo.fedmkt.config:FedMKTConfig",
     ("dpkd", "train"): "fate_llm_ext.algo.dpkd.config:DPKDConfig",
     ("fdkt", "train"): "fate_llm_ext.algo.fdkt.config:FDKTConfig",
+    ("fdkt", "predict"): "fate_llm_ext.algo.fdkt.config:PredictConfig",
 }
 # What a role needs beyond that: functions of (configuration, role) that give all errors ...
 ROLE_PROBLEMS = {
     ("dpkd", "train"): "fate_llm_ext.algo.dpkd.checks:role_problems",
     ("fdkt", "train"): "fate_llm_ext.algo.fdkt.checks:role_problems",
+    ("fdkt", "predict"): "fate_llm_ext.algo.fdkt.checks:predict_problems",
 }
 # ... and those that say which models and public sets it looks up in its site file; without one: all it is given.
 LOOKED_UP = {
     ("dpkd", "train"): "fate_llm_ext.algo.dpkd.checks:looked_up",
     ("fdkt", "train"): "fate_llm_ext.algo.fdkt.checks:looked_up",
+    ("fdkt", "predict"): "fate_llm_ext.algo.fdkt.checks:predict_looked_up",
 }
 
 

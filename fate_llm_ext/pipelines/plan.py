@@ -29,7 +29,7 @@ PLANS: Dict[Tuple[str, str], str] = {
     ("fdkt", "train"): "fate_llm_ext.algo.fdkt.release:plan",
 }
 # Stages whose outputs stay at the party.
-STAYS_HERE = frozenset({("fedmkt", "predict"), ("text_evaluation", "default")})
+STAYS_HERE = frozenset({("fedmkt", "predict"), ("fdkt", "predict"), ("text_evaluation", "default")})
 JOB = "planned"  # in place of the id of a job that has none yet
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import FrozenSet, List
 
-from fate_llm_ext.algo.fdkt.config import FDKTConfig
+from fate_llm_ext.algo.fdkt.config import FDKTConfig, PredictConfig
 from fate_llm_ext.algo.fdkt.protocol import Augmented, Votes
 from fate_llm_ext.algo.messages import Texts
 from fate_llm_ext.errors import ExtensionError
@@ -28,6 +28,18 @@ def role_problems(config: FDKTConfig, role: str) -> List[ExtensionError]:
         for name in needed
         if getattr(config, name) is None
     ]
+
+
+def predict_looked_up(config: PredictConfig, role: str) -> FrozenSet[str]:
+    """As :func:`looked_up`, for the predict stage: a model trained as a whole needs no base model."""
+    return frozenset({"student"} if role != "arbiter" and config.student_weights == "lora" else ())
+
+
+def predict_problems(config: PredictConfig, role: str) -> List[ExtensionError]:
+    """As :func:`role_problems`, for the predict stage."""
+    why = "an adapter was trained, and it needs its base model"
+    lacking = config.student is None and predict_looked_up(config, role)
+    return [ExtensionError("E670", role=role, parameter="student", why=why)] if lacking else []
 
 
 def check_texts(message: Texts, sender: str, labels: int, limit: int) -> None:

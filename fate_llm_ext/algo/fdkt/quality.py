@@ -40,8 +40,8 @@ def stage_quality(real: Records, made: Records, seed: int) -> Dict[str, float]:
     ``fidelity_auc``     :func:`two_sample_auc`: 0.5 made and real texts cannot be told apart, 1 every one can.
     ``mauve``            :func:`mauve`: 1 alike, 0 disjoint.
     ``label_agreement``  share of the made texts to which a judge trained on the real ones gives the label they have.
-    ``judge_accuracy``   share of the real texts that a judge trained on the others of them gets right: what an agreement is
-                         to be compared with.
+    ``judge_accuracy``   share of the real texts that a judge trained on the others of them gets right: an agreement
+                         is to be compared with it.
     ``distinct_2``       share of different ones among all word pairs of the made texts.
     ``self_overlap``     mean share of a made text's 4-grams of words that stand in another one of them as well.
 
