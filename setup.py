@@ -30,6 +30,7 @@ REQUIRES = [
     "rapidfuzz>=3.0",
     "requests>=2.25",
     "scikit-learn>=1.0",
+    "threadpoolctl>=2.0",
     "packaging>=23.0",
     "typing-extensions>=4.0",
 ]
