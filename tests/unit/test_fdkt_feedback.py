@@ -9,6 +9,10 @@ import pytest
 from scipy import stats
 
 from fate_llm_ext.algo.fdkt.feedback import best, count_votes, nearest, noisy_votes
+from fate_llm_ext.data.corpus import generate_tickets
+from fate_llm_ext.models.embeddings import Embedder
+from fate_llm_ext.models.tiny import TinyConfig, build_model
+from fate_llm_ext.models.tiny_tokenizer import train_tokenizer
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -100,6 +104,18 @@ def test_a_vote_depends_on_its_own_record_alone() -> None:
     together = nearest(records, texts)
     alone = [int(nearest(records[index : index + 1].copy(), texts)[0]) for index in range(len(records))]
     assert together.tolist() == alone
+
+
+def test_records_that_are_embedded_one_by_one_know_nothing_of_each_other() -> None:
+    """In a batch, padding and rounding would carry a record's length into the embeddings of the others."""
+    texts = [row["text"][: 20 + 7 * index] for index, row in enumerate(generate_tickets(12, seed=1))]
+    tokenizer = train_tokenizer(texts * 3, 300)
+    config = TinyConfig(hidden=32, layers=2, context=256, batch_tokens=256, steps=1, seed=0)
+    embedder = Embedder(build_model(config, tokenizer), tokenizer, batch_size=1)
+    together = embedder.embed(texts)
+    for place in (0, 5, 11):
+        without = embedder.embed(texts[:place] + texts[place + 1 :])
+        assert (without == np.delete(together, place, axis=0)).all(), "to the last bit"
 
 
 def test_a_record_without_a_vote_changes_nothing() -> None:
