@@ -376,8 +376,8 @@ def opened(server_url: str, key: Path | None, **changes: Any) -> HTTPEngine:
 
 def test_the_key_comes_from_its_file(key_file: Path) -> None:
     with serving(echo) as server, opened(server.url, key_file) as one:
-        one.generate(["a"], CONFIG, seed=0)
-        assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+        one.generate(["b"], CONFIG, seed=0)
+        assert [headers["Authorization"] for headers in server.headers] == [f"Bearer {KEY}"] * 2
 
 
 @pytest.mark.parametrize(
@@ -412,30 +412,48 @@ def test_a_missing_certificate_file(tmp_path: Path) -> None:
 
 def test_the_only_model_is_taken() -> None:
     with serving(echo, ["its-model"]) as server:
-        opened(server.url, None, model=None).generate(["a"], CONFIG, seed=0)
-        assert server.bodies[0]["model"] == "its-model"
+        opened(server.url, None, model=None).generate(["b"], CONFIG, seed=0)
+        assert [body["model"] for body in server.bodies] == ["its-model"] * 2
 
 
 @pytest.mark.parametrize(("models", "says"), [([], "lists 0 models: none"), (["a", "b"], "lists 2 models: a, b")])
 def test_no_model_or_several(models: list[str], says: str) -> None:
-    with serving(echo, models) as server, pytest.raises(ExtensionError, match=f"E416 .*{says}"):
-        opened(server.url, None, model=None)
+    with serving(echo, models) as server:
+        with pytest.raises(ExtensionError, match=f"E416 .*{says}"):
+            opened(server.url, None, model=None)
+        assert not server.arrivals
 
 
-@pytest.mark.parametrize("status", [404, 500])
-def test_a_server_without_a_list_of_models(status: int) -> None:
-    with serving(echo, status) as server:
-        opened(server.url, None).generate(["a"], CONFIG, seed=0)
-        with pytest.raises(ExtensionError, match=rf"E413 .*refused the list of models with status {status}"):
+def test_a_server_without_a_list_of_models() -> None:
+    with serving(echo, 404) as server:
+        opened(server.url, None)
+        with pytest.raises(ExtensionError, match=r"E413 .*refused the list of models with status 404"):
             opened(server.url, None, model=None)
 
 
-def test_a_wrong_key_or_a_server_that_is_down_shows_when_it_is_opened(key_file: Path) -> None:
-    with serving(echo, 401) as server, pytest.raises(ExtensionError, match=r"E415 .*status 401 \(a key was sent\)"):
-        opened(server.url, key_file)
-    with pytest.raises(ExtensionError, match=r"E414 .*no usable answer to the list of models"):
+def test_a_trial_of_one_token_with_all_fields_opens_the_engine() -> None:
+    with serving(echo) as server:
+        opened(server.url, None)
+    (body,) = server.bodies
+    assert body["max_tokens"] == 1
+    assert set(body) == {"model", "messages", "max_tokens", "seed", "temperature", "top_p", "top_k", "stop"}
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (401, r"E415 .*a trial request with status 401 \(a key was sent\)"),
+        (404, r"E413 .*refused a trial request with status 404"),
+        (503, r"E414 .*no usable answer to a trial request: 2 attempt.*status 503"),
+    ],
+)
+def test_what_is_wrong_shows_when_the_engine_is_opened(key_file: Path, status: int, says: str) -> None:
+    def script(handler: Handler, prompt: str, attempt: int) -> None:
+        handler.answer(b"{}", status)
+
+    with serving(script) as server, pytest.raises(ExtensionError, match=says):
         opened(server.url, key_file, retries=1)
-    with serving(echo, 503) as server, pytest.raises(ExtensionError, match=r"E414 .*2 attempt.*status 503"):
+    with pytest.raises(ExtensionError, match=r"E414 .*no usable answer to a trial request: 2 attempt.*refused"):
         opened(server.url, key_file, retries=1)
 
 

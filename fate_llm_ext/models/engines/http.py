@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_STOPS = 4  # OpenAI's limit; texts are cut at the others when they are here
 _GRACE = 5.0  # seconds after a text's deadline in which its own thread may notice it
-_NO_LIST = (500, 501)  # so answers transformers serve without a cache of models, though it serves one
+_TRIAL = GenerationConfig(max_new_tokens=1)
 _HERE = ("localhost", "127.0.0.1", "::1")
 
 
@@ -58,26 +58,24 @@ class HTTPEngine(Engine):
         self._told = False
 
     def connect(self) -> None:
-        """See whether the server is there, and which model it serves if the site file does not say so.
+        """Ask for a text of one token: a job shall not find out later, when it has spent privacy, that nobody answers.
+
+        A trial says more than the list of models, which not all servers have, and in which not all name what they
+        serve: it also shows whether the model is there and all fields of a request are known. The list is read if the
+        site file names no model.
 
         Raises:
-            ExtensionError: E414 it does not answer; E415 it refuses the key; E416 it serves several models or none;
-                E413, E417 as for texts.
+            ExtensionError: E416 it serves several models or none, and the site file names none; else as for texts.
         """
-        try:
-            models = self._gather(
-                lambda _: ("GET", "/models", None), _model_names, lambda _: "the list of models", 1, final=_NO_LIST
-            )[0]
-        except ExtensionError as error:
-            # Not all servers have that list. With a model's name it is not needed: the server is there, that is enough.
-            if self._model is None or error.code != "E413":
-                raise
-            return
         if self._model is None:
+            models = self._gather(lambda _: ("GET", "/models", None), _model_names, lambda _: "the list of models", 1)[
+                0
+            ]
             if len(models) != 1:
                 shown = ", ".join(models[:8]) or "none"
                 raise ExtensionError("E416", name=self.name, count=len(models), models=shown)
             self._model = models[0]
+        self._texts(["a"], _TRIAL, 0, ["\n"], lambda _: "a trial request")
 
     def generate(
         self,
@@ -101,18 +99,29 @@ class HTTPEngine(Engine):
         if config.top_k > 1 and not self._endpoint.top_k and not self._told:
             logger.warning("endpoint %s does not know top_k: the job's %d has no effect", self.name, config.top_k)
             self._told = True
-        path = "/chat/completions" if self._endpoint.api == "chat" else "/completions"
-        return self._gather(
-            lambda row: ("POST", path, self._body(prompts[row], config, seed, row, stop)),
-            lambda answer: self._completion(answer, stop),
-            lambda row: f"text {row + 1} of {len(prompts)}",
-            len(prompts),
-            step,
-        )
+        return self._texts(prompts, config, seed, stop, lambda row: f"text {row + 1} of {len(prompts)}", step)
 
     def fits(self, prompts: Sequence[str], config: GenerationConfig) -> np.ndarray:
         """True for every prompt (bool [N]): only the server knows its context, and refuses what is too long."""
         return np.ones(len(prompts), dtype=bool)
+
+    def _texts(
+        self,
+        prompts: Sequence[str],
+        config: GenerationConfig,
+        seed: int,
+        stop: Sequence[str],
+        what: Callable[[int], str],
+        step: Step = lambda done, total: None,
+    ) -> List[Completion]:
+        path = "/chat/completions" if self._endpoint.api == "chat" else "/completions"
+        return self._gather(
+            lambda row: ("POST", path, self._body(prompts[row], config, seed, row, stop)),
+            lambda answer: self._completion(answer, stop),
+            what,
+            len(prompts),
+            step,
+        )
 
     def _gather(
         self,
@@ -121,7 +130,6 @@ class HTTPEngine(Engine):
         what: Callable[[int], str],
         count: int,
         step: Step = lambda done, total: None,
-        final: Sequence[int] = (),
     ) -> List[Any]:
         """Answers of ``count`` requests (method, path, body), in order."""
         said = time.monotonic()
@@ -139,14 +147,7 @@ class HTTPEngine(Engine):
         def work(ticket: inflight.Ticket) -> Any:
             method, path, body = request(ticket.row)
             return self._transport.ask(
-                method,
-                path,
-                body,
-                read,
-                what=what(ticket.row),
-                cancelled=ticket.cancelled,
-                begun=ticket.begin,
-                final=final,
+                method, path, body, read, what=what(ticket.row), cancelled=ticket.cancelled, begun=ticket.begin
             )
 
         deadline = self._endpoint.deadline_seconds + _GRACE

@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from email.utils import parsedate_to_datetime
-from typing import Any, Callable, Collection, Dict, Optional, TypeVar, Union
+from typing import Any, Callable, Dict, Optional, TypeVar, Union
 
 import requests
 
@@ -104,7 +104,6 @@ class Transport:
         what: str,
         cancelled: threading.Event,
         begun: Callable[[], None] = lambda: None,
-        final: Collection[int] = (),
     ) -> T:
         """Send a request until its answer can be read.
 
@@ -112,7 +111,6 @@ class Transport:
             read: makes the result of the decoded JSON, or raises :class:`Unusable`.
             what: names the request in errors, e.g. ``text 3 of 80``.
             begun: called when the request goes out for the first time; the time before does not count.
-            final: statuses that no retry mends here, though others of their kind may be mended.
 
         Raises:
             ExtensionError: E413, E415 the server refuses it; E414 no usable answer within retries and deadline; E417
@@ -126,7 +124,7 @@ class Transport:
             attempts += 1
             left = self._endpoint.deadline_seconds - (time.monotonic() - start)
             try:
-                return read(self._exchange(method, path, body, left, what, final))
+                return read(self._exchange(method, path, body, left, what))
             except Unusable as miss:
                 pause = min(FIRST_PAUSE * 2.0 ** (attempts - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
                 pause = pause if miss.wait is None else miss.wait
@@ -146,9 +144,7 @@ class Transport:
         facts = {"name": self._name, "what": what, "attempts": attempts, "seconds": seconds, "reason": reason}
         return ExtensionError("E414", **facts, allowed=allowed, deadline=self._endpoint.deadline_seconds)
 
-    def _exchange(
-        self, method: str, path: str, body: Optional[Dict[str, Any]], left: float, what: str, final: Collection[int]
-    ) -> Any:
+    def _exchange(self, method: str, path: str, body: Optional[Dict[str, Any]], left: float, what: str) -> Any:
         """One attempt: the decoded JSON of a good answer.
 
         Errors of the library are not chained to ours: they may quote the URL.
@@ -164,7 +160,7 @@ class Transport:
                 self._session() as session,
                 session.request(method, url, json=body, timeout=limits, stream=True, allow_redirects=False) as response,
             ):
-                self._check(response, what, final)
+                self._check(response, what)
                 content = _read(response, until)
         except requests.exceptions.SSLError as error:
             if "certificate" not in str(error).lower():
@@ -193,12 +189,12 @@ class Transport:
         session.headers.update(self._headers)
         return session
 
-    def _check(self, response: Any, what: str, final: Collection[int]) -> None:
+    def _check(self, response: Any, what: str) -> None:
         """Sort the status: fine, worth a retry, or an error."""
         status: int = response.status_code
         if 200 <= status < 300:
             return
-        if status not in final and (status in _RETRIED or status >= 500):
+        if status in _RETRIED or status >= 500:
             raise Unusable(f"status {status}", _retry_after(response.headers.get("Retry-After")))
         if status in (401, 403):
             raise ExtensionError("E415", name=self._name, what=what, status=status, key=self._key)
