@@ -1,6 +1,6 @@
 """What canaries in a small private table show of FDKT's generator, and of the texts D' that a client sends.
 
-    python benchmarks/audit_fdkt.py [--seeds 3] [--base FOLDER] [--arms inf,inf:1.4,8,3] [--records 1000] [--samples 2000]
+    python benchmarks/audit_fdkt.py [--seeds 3] [--base FOLDER] [--arms inf,inf:1.4,8,3] [--records N] [--samples N]
 
 Prints the FDKT table of docs/privacy_audit.md; the last line is one JSON object. AG News is read at ../shared/assets.
 The generator is planned, trained and sampled by the code of an FDKT client. --base takes a prepared model with its
@@ -195,9 +195,6 @@ def report(world: TextWorld, arms: list[str], seeds: int, records: int, samples:
     base = perplexity(generator_of(world), world.heldout)
     figures: dict[str, Any] = {"base_perplexity": round(base, 1)}
     print(f"\nPerplexity of the base model: {base:.0f}. Exposure by chance: {chance_exposure(CANDIDATES):.2f} bits.")
-    print(
-        f"\nPerplexity of the base model: {figures['base_perplexity']:.0f}; chance: {chance_exposure(CANDIDATES):.2f}"
-    )
     print(
         "\n| generator | perplexity | texts in D' | repeats | exposure in the generator: in / out | bound "
         "| exposure in D': in / out | longest run of words in D' | bound from D' |\n" + "|---" * 9 + "|"

@@ -21,14 +21,18 @@ FAULTS = ["noise off", "noise at a quarter", "clipping off", "clipping layer by 
 CHANCE = chance_exposure(1000)
 
 
+def benchmark(name: str) -> Any:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
 @pytest.fixture(scope="module")
 def audit() -> Any:
     """benchmarks/audit.py: it plants the faults and prints the figures of the docs."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        return importlib.import_module("audit")
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    return benchmark("audit")
 
 
 def llama(adapter: bool) -> Any:
@@ -132,3 +136,24 @@ def test_private_training_learns_news_and_keeps_text_canaries(
     assert once.bound_texts < epsilon
     assert once.run_in < once.run_out + 0.2
     assert sixteen.longest < 8
+
+
+@pytest.mark.slow
+def test_a_generator_without_privacy_sends_canaries(world: Any) -> None:
+    """Also those that are there once: of a small table, all that the generator was told comes through."""
+    once, eight = benchmark("audit_fdkt").audit(world, "inf", seed=0)
+    assert once.exposure > CHANCE + 5
+    assert once.bound > 2
+    assert once.sent > CHANCE + 1
+    assert eight.longest == 8
+    assert eight.bound_sent > 0.5
+
+
+@pytest.mark.slow
+def test_the_dp_generator_writes_news_and_sends_no_canaries(world: Any, base_perplexity: float) -> None:
+    once, eight = benchmark("audit_fdkt").audit(world, "8", seed=0)
+    assert once.perplexity < 0.6 * base_perplexity
+    assert once.exposure < CHANCE + 0.6
+    assert max(once.bound, once.bound_sent) < 8
+    assert once.sent < CHANCE + 0.6
+    assert eight.longest < 4
