@@ -110,8 +110,8 @@ def read_texts(table: Path, config: PredictConfig) -> List[str]:
     """The texts of a table's test split, or of all rows if it has one split only; labels need not be there."""
     split = "test" if has_split(table, "test") else "train"
     rows = read_rows(table, split, config.control.columns)[: config.evaluation.max_rows]
-    template = Template("control", config.control.text, config.control.text, None)  # whatever the label columns hold
-    texts = [clean(example.prompt) for example in template.examples(rows, source=table.name)]
+    template = Template("control", "", config.control.text, None)  # whatever the label's columns hold
+    texts = [clean(example.answer or "") for example in template.examples(rows, source=table.name)]
     empty = [number for number, text in enumerate(texts, 1) if not text]
     if empty:
         columns = ", ".join(dict.fromkeys(name for row in rows for name in row))
