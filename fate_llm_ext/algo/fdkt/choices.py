@@ -57,9 +57,12 @@ def parse_numbers(answer: str, count: int) -> Optional[List[int]]:
         Numbers from 1, ascending and each once; [] if the answer is that none is eligible; None if it cannot be read.
     """
     text = unicodedata.normalize("NFKC", answer[:_LONGEST])[:_LONGEST]
+    text = text.rpartition("</think>")[2]
+    if "<think>" in text:  # it never came to an answer
+        return None
     listed: Set[int] = set()
     unclear = False
-    for line in text.rpartition("</think>")[2].splitlines():
+    for line in text.splitlines():
         if not line.strip():
             continue
         reading = _read(line, count)
@@ -103,7 +106,8 @@ def _read(line: str, count: int) -> Optional[_Reading]:
     if inside and _ELIDED.search(line):
         return _Reading(None)
     if numbers and words <= _LIST and len(numbers) + sum(one.kind == "word" for one in tokens) == len(tokens):
-        return _Reading(inside or None, sum(min(len(one.values), 2) for one in numbers))
+        counted = len(numbers) == 1 and _COUNTED.match(line, numbers[0].end)
+        return _Reading(None if counted else inside or None, sum(min(len(one.values), 2) for one in numbers))
     if not inside and line.rstrip().endswith(":"):
         return None
     turning = words & _TURNING

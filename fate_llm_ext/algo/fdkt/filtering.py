@@ -96,8 +96,9 @@ def select_demonstrations(
         for group in groups:
             verdict.by_distance(group)
         return verdict.result(len(groups), 0, 0, len(labels))
+    largest = _LARGEST * config.samples_per_cluster
     judge = _Judge(engine, prompts, config, labels, description, records.texts)
-    asked, too_long = judge.fitting([part for group in groups for part in _parts(group, points, config)])
+    asked, too_long = judge.fitting([part for group in groups for part in parts(group, points, largest)])
     answers = judge.ask(asked, seed, heartbeat)
     unread = 0
     for group, answer in zip(asked, answers):
@@ -133,6 +134,17 @@ def clustered(points: np.ndarray, size: int, seed: int) -> List[Group]:
         warnings.simplefilter("ignore", ConvergenceWarning)  # equal points leave clusters empty, and these go
         found = KMeans(wanted, n_init=1, random_state=seed).fit_predict(points)
     return [np.flatnonzero(found == cluster) for cluster in np.unique(found)]
+
+
+def parts(group: Group, points: np.ndarray, size: int) -> List[Group]:
+    """A group in parts of at most ``size`` rows, near ones in one part; rows in their order."""
+    count = -(-len(group) // size)
+    if count == 1:
+        return [group]
+    mine = points[group] - points[group].mean(axis=0)
+    farthest = mine[np.linalg.norm(mine, axis=1).argmax()]
+    order = np.argsort(mine @ farthest, kind="stable")
+    return [np.sort(group[part]) for part in np.array_split(order, count)]
 
 
 def outliers(embeddings: np.ndarray, share: float, size: int) -> np.ndarray:
@@ -243,22 +255,13 @@ class _Judge:
 
     def ask(self, groups: Sequence[Group], seed: int, heartbeat: Callable[[str], None]) -> List[Completion]:
         """The LLM's answer about each group."""
+        if not groups:
+            return []
         asked = [self._prompt(group) for group in groups]
         return self._engine.generate(asked, self._config, seed=seed, step=watched(_DOING, heartbeat))
 
     def _prompt(self, group: Group) -> str:
         return self._prompts.judge(self._description, self._labels, [self._texts[row] for row in group])
-
-
-def _parts(group: Group, points: np.ndarray, config: FilterConfig) -> List[Group]:
-    """A group in parts that are not too large, near ones in one part; rows in their order."""
-    count = -(-len(group) // (_LARGEST * config.samples_per_cluster))
-    if count == 1:
-        return [group]
-    mine = points[group] - points[group].mean(axis=0)
-    farthest = mine[np.linalg.norm(mine, axis=1).argmax()]
-    order = np.argsort(mine @ farthest, kind="stable")
-    return [np.sort(group[part]) for part in np.array_split(order, count)]
 
 
 def _whole(answer: Completion, count: int) -> str:
