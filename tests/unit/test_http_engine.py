@@ -205,7 +205,24 @@ def test_a_server_that_is_down() -> None:
         error, _ = failure(engine(f"http://127.0.0.1:{bound.getsockname()[1]}/v1", retries=2), prompts(3))
     assert error.code == "E414"
     assert "3 attempt(s)" in str(error)
-    assert "refused or broke off" in str(error)
+    assert "the last: the connection was refused." in str(error)
+
+
+def test_a_host_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: Any, **options: Any) -> Any:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    error, _ = failure(engine("http://llm.internal/v1", retries=1), prompts(1))
+    assert error.code == "E414"
+    assert "the last: the name of its host is not known." in str(error)
+    assert "internal" not in str(error)
+
+
+def test_a_connection_that_breaks_off() -> None:
+    with serving(lambda handler, prompt, attempt: handler.drop()) as server:
+        error, _ = failure(engine(server.url, retries=1), prompts(1))
+    assert "the last: the connection broke off." in str(error)
 
 
 def always(fault: Script) -> Script:
@@ -336,6 +353,7 @@ def test_the_request_says_what_the_job_says(monkeypatch: pytest.MonkeyPatch, tmp
     assert e == {**chat, **sampled, "prompt": "e"}
     assert [headers.get("Authorization") for headers in server.headers] == [f"Bearer {KEY}"] * 5 + [None]
     assert not any("Cookie" in headers for headers in server.headers)
+    assert {headers["Connection"] for headers in server.headers} == {"close"}
 
 
 def test_how_a_text_ended() -> None:

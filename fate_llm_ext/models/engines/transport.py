@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import socket
 import threading
 import time
 from email.utils import parsedate_to_datetime
@@ -170,8 +171,8 @@ class Transport:
             raise Unusable(f"no connection in {limits[0]:g} s") from None
         except requests.exceptions.Timeout:
             raise Unusable(f"no answer in {seconds:g} s") from None
-        except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError):
-            raise Unusable("the connection was refused or broke off") from None
+        except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+            raise Unusable(_why(error)) from None
         except requests.exceptions.ContentDecodingError:
             raise Unusable("an answer that cannot be decompressed") from None
         except (requests.exceptions.RequestException, UnicodeError) as error:
@@ -199,6 +200,20 @@ class Transport:
         if status in (401, 403):
             raise ExtensionError("E415", name=self._name, what=what, status=status, key=self._key)
         raise ExtensionError("E413", name=self._name, what=what, status=status)
+
+
+def _why(error: Exception) -> str:
+    """What happened to a connection, without the library's text, which quotes the URL."""
+    cause: Optional[BaseException] = error
+    seen = []
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        if isinstance(cause, socket.gaierror):
+            return "the name of its host is not known"
+        if isinstance(cause, ConnectionRefusedError):
+            return "the connection was refused"
+        cause = cause.__cause__ or cause.__context__
+    return "the connection broke off"
 
 
 def _read(response: Any, until: float) -> bytes:
