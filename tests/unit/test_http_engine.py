@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -426,6 +429,22 @@ def test_a_key_file_that_is_wrong(key_file: Path, content: bytes | None, mode: i
 def test_a_missing_certificate_file(tmp_path: Path) -> None:
     with pytest.raises(ExtensionError, match=r"E411 `ca_file` of the endpoint 'llm' points to .*no such file"):
         opened("https://127.0.0.1:1/v1", None, ca_file=str(tmp_path / "ca.pem"))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here to make a certificate")
+def test_certificates(tmp_path: Path) -> None:
+    """One that nobody vouches for is an error at once; the site file can name it."""
+    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *names], check=True)
+    with serving(echo) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        url = server.url.replace("http:", "https:")
+        with pytest.raises(ExtensionError, match=r"E417 .*its certificate is not trusted"):
+            opened(url, None)
+        assert opened(url, None, ca_file=str(tmp_path / "cert.pem")).generate(["b"], CONFIG, seed=0) == echoed(["b"])
 
 
 def test_the_only_model_is_taken() -> None:
