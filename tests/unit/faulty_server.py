@@ -114,7 +114,7 @@ def echo(handler: Handler, prompt: str, attempt: int) -> None:
 
 
 def late(handler: Handler, prompt: str, attempt: int) -> None:
-    time.sleep(0.6)
+    time.sleep(1.5)
     handler.good("LATE " + prompt)
 
 
