@@ -182,6 +182,19 @@ def test_each_prompt_shows_every_label_and_its_order_says_nothing() -> None:
     assert min(places.values()) > 60
 
 
+def test_a_limit_of_demonstrations_keeps_the_label_asked_for() -> None:
+    engine = RuleEngine(on_topic, topic)
+    run(engine, samples=100, shots=2, demonstrations=3)
+    others: Counter[str] = Counter()
+    for prompt in engine.written:
+        *shown, last = prompt.split("\n\n")
+        heads = [one.partition(":")[0] for one in shown]
+        assert len(heads) == len(set(heads)) == 3
+        assert last.removesuffix(":") in heads
+        others.update(heads)
+    assert set(others) == set(LABELS)
+
+
 def test_labels_with_few_or_no_demonstrations() -> None:
     engine = RuleEngine(on_topic, topic)
     made = run(engine, demonstrations((5, 1, 0, 5)), shots=3)

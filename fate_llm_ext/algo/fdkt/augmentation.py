@@ -188,7 +188,7 @@ class _Writer:
 
     def _new(self, tally: _Tally, drawn: Sequence[Shots], seed: int) -> List[_Draft]:
         """What the LLM writes after the demonstrations, without empty, repeated and copied texts."""
-        rendered, room = fit(drawn, self._render, lambda texts: self.engine.fits(texts, self.config))
+        rendered, room = fit(drawn, self._render, self._fits, self.config.demonstrations)
         sent = np.flatnonzero(room).tolist()
         tally.drop("no_room", len(drawn) - len(sent))
         written = self.engine.generate(
@@ -213,6 +213,9 @@ class _Writer:
                 drafts.append(_Draft(texts[place], shots.label))
         self.seen += [texts[place] for place in fresh]
         return drafts
+
+    def _fits(self, texts: Sequence[str]) -> np.ndarray:
+        return self.engine.fits(texts, self.config)
 
     def _render(self, shots: Shots, count: int) -> str:
         chosen = [

@@ -62,6 +62,9 @@ class AugmentationConfig(GenerationConfig):
 
     samples: int = Field(1000, ge=1, description="Texts to return to each client, balanced over the labels.")
     shots: int = Field(1, ge=1, le=64, description="Demonstrations of each label in a prompt.")
+    demonstrations: Optional[int] = Field(
+        None, ge=1, le=4096, description="Most demonstrations in a prompt, the asked label's first; default: no limit."
+    )
     temperature: float = Field(0.8, gt=0.0, description="Sampling temperature.")
     top_p: float = Field(0.9, gt=0.0, le=1.0, description="Nucleus sampling: smallest set of this mass.")
     label_by: Literal["answer", "requested", "both"] = Field(

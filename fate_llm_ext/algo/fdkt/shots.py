@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -51,19 +51,21 @@ def fit(
     drawn: Sequence[Shots],
     render: Callable[[Shots, int], str],
     fits: Callable[[Sequence[str]], np.ndarray],
+    most: Optional[int] = None,
 ) -> Tuple[List[str], np.ndarray]:
     """Prompts with as many demonstrations as there is room for, found by halving.
 
     Args:
         render: the prompt with the first so many demonstrations.
         fits: whether each prompt fits into the LLM's context (bool [M]).
+        most: no more demonstrations than this in a prompt.
 
     Returns:
         The prompts, and how many demonstrations each holds (int [M]). 0: not even one fits, the prompt is not to be
         sent.
     """
     low = np.zeros(len(drawn), dtype=np.int64)
-    high = np.array([len(one.ranked) for one in drawn], dtype=np.int64)
+    high = np.array([len(one.ranked[:most]) for one in drawn], dtype=np.int64)
     prompts = [""] * len(drawn)
     middle = high.copy()  # all of them, mostly
     while len(unsettled := np.flatnonzero(low < high)):
