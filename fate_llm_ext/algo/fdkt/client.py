@@ -227,7 +227,9 @@ class Client:
         self.generator.restore()
         try:
             with untold():
-                found = nearest(self._votes_base, self._embedder(self._party.config.evaluation.batch_size).embed(texts.texts))
+                found = nearest(
+                    self._votes_base, self._embedder(self._party.config.evaluation.batch_size).embed(texts.texts)
+                )
                 return noisy_votes(found, len(texts), self._party.config.feedback.noise)
         finally:
             self.generator.restore(trained)
