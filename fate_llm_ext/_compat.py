@@ -7,6 +7,7 @@ Nothing here imports a heavy module.
 
 from __future__ import annotations
 
+import functools
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,56 @@ def select_cache_rows(cache: Any, rows: Any, batch: int) -> Any:
     return tuple(
         tuple(part.reshape(batch, -1, *part.shape[1:])[rows].flatten(0, 1) for part in layer) for layer in cache
     )
+
+
+def roomy_cache(cache: Any, tokens: int) -> Any:
+    """The cache with room for further ``tokens``, which then are written in place.
+
+    5 copies all of the cache at each token, which for long prompts costs more than the attention; 4.37 does so
+    inside the models, and its cache is returned as it is. Layers of other kinds (sliding windows) stay.
+    """
+    if not hasattr(cache, "batch_select_indices"):
+        return cache
+    plain, roomy = _layers()
+    cache.layers = [roomy(layer, tokens) if type(layer) is plain else layer for layer in cache.layers]
+    return cache
+
+
+@functools.cache
+def _layers() -> tuple[type, type]:
+    """A cache layer of 5, and one with room."""
+    from transformers.cache_utils import DynamicLayer
+
+    class RoomyLayer(DynamicLayer):
+        """Keys and values are the first places of larger tensors [batch, heads, places, width]."""
+
+        def __init__(self, layer: Any, tokens: int) -> None:
+            super().__init__()
+            self.__dict__.update(vars(layer))
+            self._room(layer.get_seq_length() + tokens)
+
+        def _room(self, places: int) -> None:
+            self._stores = []
+            for name in ("keys", "values"):
+                part = getattr(self, name)
+                store = part.new_empty((*part.shape[:2], places, part.shape[3]))
+                store[:, :, : part.shape[2]] = part
+                self._stores.append(store)
+                setattr(self, name, store[:, :, : part.shape[2]])
+
+        def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+            start = self.get_seq_length()
+            end = start + key_states.shape[2]
+            if end > self._stores[0].shape[2]:
+                self._room(2 * end)
+            for store, states in zip(self._stores, (key_states, value_states)):
+                store[:, :, start:end] = states
+            self.keys, self.values = (store[:, :, :end] for store in self._stores)
+            return self.keys, self.values
+
+        def batch_select_indices(self, indices: Any) -> None:
+            places = self._stores[0].shape[2]
+            self.keys, self.values = self.keys[indices], self.values[indices]
+            self._room(places)
+
+    return DynamicLayer, RoomyLayer

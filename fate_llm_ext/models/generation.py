@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fate_llm_ext._compat import select_cache_rows
+from fate_llm_ext._compat import roomy_cache, select_cache_rows
 from fate_llm_ext.config import GenerationConfig
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.loading import positions, split_head
+from fate_llm_ext.models.products import fast_products
 from fate_llm_ext.models.scoring import Step
 from fate_llm_ext.models.tokenizers import vocabulary_size
 
@@ -66,7 +67,9 @@ def generate(
         for rows in _batches(prompts, config.batch_size):
             # each row has a generator of its own: batches cannot change who draws what
             chance = np.stack([np.random.default_rng([seed, row]).random(config.max_new_tokens) for row in rows])
-            for row, text in zip(rows, writer.write([prompts[row] for row in rows], torch.from_numpy(chance))):
+            with fast_products(model):
+                written = writer.write([prompts[row] for row in rows], torch.from_numpy(chance))
+            for row, text in zip(rows, written):
                 texts[row] = text
             done += len(rows)
             step(done, len(prompts))
@@ -115,6 +118,8 @@ class _Writer:
         if bad:
             raise ExtensionError("E407", bad=bad, total=len(prompts), what="the first tokens to write")
         total = self._config.max_new_tokens
+        if total > 1:
+            cache = roomy_cache(cache, total - 1)
         chance = chance.to(self._device)
         width = int(lengths.max())
         mask = torch.ones((len(prompts), width + total), dtype=torch.long, device=self._device)

@@ -13,9 +13,10 @@ import torch
 import transformers
 from scipy import stats
 
+from fate_llm_ext._compat import installed_set
 from fate_llm_ext.config import GenerationConfig, LoraConfig
 from fate_llm_ext.errors import ExtensionError
-from fate_llm_ext.models import generation
+from fate_llm_ext.models import generation, products
 from fate_llm_ext.models.generation import generate, sample
 from fate_llm_ext.models.lora import add_lora
 
@@ -111,6 +112,41 @@ def test_the_batch_size_changes_nothing(arch: str) -> None:
     for size in (1, 3):
         parts = generate(model_of(arch), TOKENIZER, prompts(), settings(batch_size=size), seed=1)
         assert [t.tolist() for t in parts] == [t.tolist() for t in whole]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_other_matrix_products_and_a_smaller_cache_change_nothing(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(max_new_tokens=18)
+    expected = [t.tolist() for t in generate(model_of(arch), TOKENIZER, prompts() * 3, config, seed=2)]
+    room = generation.roomy_cache
+    monkeypatch.setattr(products, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(products, "_LEAST_WORK", 0)
+    assert [t.tolist() for t in generate(model_of(arch), TOKENIZER, prompts() * 3, config, seed=2)] == expected
+    monkeypatch.setattr(generation, "roomy_cache", lambda cache, tokens: room(cache, 1))  # it has to grow
+    assert [t.tolist() for t in generate(model_of(arch), TOKENIZER, prompts() * 3, config, seed=2)] == expected
+
+
+@pytest.mark.skipif(installed_set() == "compat", reason="the cache is a tuple that the models concatenate")
+def test_tokens_are_written_into_the_cache_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    places, room = set(), generation.roomy_cache
+
+    def spy(cache: Any, tokens: int) -> Any:
+        cache = room(cache, tokens)
+        update = cache.update
+
+        def watched(keys: Any, values: Any, layer: int, *rest: Any, **more: Any) -> Any:
+            found = update(keys, values, layer, *rest, **more)
+            places.add((layer, found[0].data_ptr(), found[1].data_ptr()))
+            return found
+
+        cache.update = watched
+        return cache
+
+    monkeypatch.setattr(generation, "roomy_cache", spy)
+    monkeypatch.setattr(generation, "_LEAVING", 2.0)
+    texts = generate(model_of("llama"), TOKENIZER, prompts(), settings(), seed=1)
+    assert max(map(len, texts)) == 10
+    assert len(places) == 2  # layers
 
 
 def test_rows_end_at_their_end_token_and_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
