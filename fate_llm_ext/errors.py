@@ -1,7 +1,7 @@
 """The error catalogue: every failure a user can meet has a code, the facts and the next step.
 
 Codes are stable. Ranges: E1xx job, parameters and site files; E2xx data; E3xx federation and
-protocol; E4xx models and training; E5xx engine and environment.
+protocol; E4xx models and training; E5xx engine and environment; E6xx privacy; E7xx texts that models make.
 
 Usage::
 
@@ -570,8 +570,8 @@ CATALOGUE: dict[str, ErrorKind] = {
     ),
     "E740": ErrorKind(
         "{got} of {asked} augmented texts came back: {note}.",
-        "The task model learns from what there is. Look at the prompts (`fate-llm-ext check --show-prompts`), the LLM and "
-        "the counts of dropped texts.",
+        "The task model learns from what there is. Look at the prompts (`fate-llm-ext check --show-prompts`), the LLM "
+        "and the counts of dropped texts.",
     ),
 }
 

@@ -14,6 +14,7 @@ HEADINGS = {
     "E4": "Models and training",
     "E5": "Engine and environment",
     "E6": "Privacy",
+    "E7": "Texts made by models (FDKT)",
 }
 
 

@@ -190,7 +190,13 @@ class _Checker:
             if kind:
                 problems += self._lookup(kind, value.name, f"{located[name][1]}.name", party)
             if isinstance(value, LLMConfig) and value.adapter is not None:
-                problems += self._lookup("models", value.adapter, f"{located[name][1]}.adapter", party)
+                where = f"{located[name][1]}.adapter"
+                site = self._site_of(party)
+                if site is not None and value.name in site.endpoints:
+                    error = ExtensionError("E410", adapter=value.adapter, name=value.name)
+                    problems.append(Problem(f"{where} ({party})", error))
+                else:
+                    problems += self._lookup("models", value.adapter, where, party)
         return problems
 
     def _budgets(self, task: Task, party: Party) -> List[Problem]:

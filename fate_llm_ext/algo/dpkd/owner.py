@@ -179,7 +179,8 @@ class Owner:
         if config.control.frequencies != "histogram":
             return None
         codes = len(config.control.values)
-        counts = np.bincount(self.records.codes, minlength=codes) + gaussian_noise(config.control.histogram_noise, codes)
+        counts = np.bincount(self.records.codes, minlength=codes)
+        counts = counts + gaussian_noise(config.control.histogram_noise, codes)
         if self._party.owners == 1:
             return counts
         arbiter = self._channel.peers[0]

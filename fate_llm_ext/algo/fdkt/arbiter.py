@@ -14,7 +14,7 @@ import numpy as np
 from fate_llm_ext.algo.control import Records
 from fate_llm_ext.algo.fdkt.augmentation import Augmentation, augment
 from fate_llm_ext.algo.fdkt.checks import check_texts, check_votes
-from fate_llm_ext.algo.fdkt.client import NO_TEXTS, FDKTParty
+from fate_llm_ext.algo.fdkt.client import FDKTParty
 from fate_llm_ext.algo.fdkt.feedback import best
 from fate_llm_ext.algo.fdkt.filtering import select_demonstrations
 from fate_llm_ext.algo.fdkt.handshake import Agreed, welcome
@@ -114,9 +114,6 @@ class Arbiter:
 
     def _write(self, client: Agreed, rank: int, demonstrations: Records, round: int) -> Augmentation:
         party, config = self._party, self._party.config
-        if not len(demonstrations):
-            note = "none of the client's texts is left as a demonstration, so the LLM had nothing to write after"
-            return Augmentation(NO_TEXTS, 0, {}, note)
         party.phase("fdkt", f"writing texts for {client.peer.name}", round)
         made = augment(
             demonstrations,
