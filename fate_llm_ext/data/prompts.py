@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any, Callable, List, NamedTuple, Sequence
 
 import jinja2
 import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from fate_llm_ext.config import ControlConfig
 from fate_llm_ext.errors import ExtensionError
 
 
@@ -53,3 +54,29 @@ class PromptTemplate:
             return self._template.render(**values)
         except Exception as error:  # noqa: BLE001 - a user's template can raise anything, and quote a text in it
             raise ExtensionError("E209", field=self.field, reason=f"it raises {type(error).__name__}") from None
+
+
+class Shown(NamedTuple):
+    """A prompt of a job with made-up values, for `check` and for the user's eyes.
+
+    Attributes:
+        field: the parameter that holds the template, e.g. ``prompts.judge``.
+        title: whom it is for.
+        render: gives the text; raises an :class:`ExtensionError` if the template is wrong.
+    """
+
+    field: str
+    title: str
+    render: Callable[[], str]
+
+
+def shown_control(control: ControlConfig) -> List[Shown]:
+    """What a generator reads before it writes, for each control code."""
+
+    def prompt(code: str) -> str:
+        return PromptTemplate("control.prompt", control.prompt, ("code",)).render(code=code.strip())
+
+    return [
+        Shown("control.prompt", f"generator, for {code.strip()}", lambda code=code: prompt(code))  # type: ignore[misc]
+        for code in control.values
+    ]

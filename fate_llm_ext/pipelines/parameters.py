@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import typing
-from typing import Any, Dict, FrozenSet, List, Optional, Tuple
+from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Tuple
 
 import pydantic
 
 from fate_llm_ext.config import ControlConfig, TaskConfig
+from fate_llm_ext.data.prompts import Shown
 from fate_llm_ext.data.templates import Template, get_template
 from fate_llm_ext.errors import ExtensionError, Problem
 from fate_llm_ext.hints import near
@@ -32,6 +33,13 @@ LOOKED_UP = {
     ("dpkd", "train"): "fate_llm_ext.algo.dpkd.checks:looked_up",
     ("fdkt", "train"): "fate_llm_ext.algo.fdkt.checks:looked_up",
     ("fdkt", "predict"): "fate_llm_ext.algo.fdkt.checks:predict_looked_up",
+}
+# What the models of a stage read: functions of (a party's valid parameters, role, those of
+# the other parties by name) that give prompts to show.
+PROMPTS = {
+    ("dpkd", "train"): "fate_llm_ext.pipelines.prompts:of_generator",
+    ("fdkt", "train"): "fate_llm_ext.algo.fdkt.prompts:shown",
+    ("fdkt", "predict"): "fate_llm_ext.algo.fdkt.prompts:shown_in_predict",
 }
 
 
@@ -65,6 +73,7 @@ def check_parameters(task: Task, party: Party, whole: Any, part: Any) -> Tuple[D
             problems.append(Problem(where, ExtensionError("E121", party=party, component=whole.name)))
     seen = {problem.where for problem in problems}
     problems += [one for one in _check_together(task, party, whole.name, mapping) if one.where not in seen]
+    problems += _check_prompts(task, party, whole.name, parsed)
     return parsed, problems
 
 
@@ -107,6 +116,33 @@ def _check_template(value: Any, where: str) -> List[Problem]:
         except ExtensionError as error:
             return [Problem(where, error)]
     return []
+
+
+def shown_prompts(
+    task: Task, party: Party, component: str, parsed: Dict[str, Any], peers: Mapping[str, Dict[str, Any]]
+) -> List[Shown]:
+    """What a party's models read in a task.
+
+    Args:
+        parsed: as :func:`check_parameters` returns it.
+        peers: the same of the other parties, by name; may be empty.
+    """
+    path = PROMPTS.get((component, task.stage))
+    return _load(path)(parsed, party.role, peers) if path else []
+
+
+def _check_prompts(task: Task, party: Party, component: str, parsed: Dict[str, Any]) -> List[Problem]:
+    """Whether all prompts can be rendered."""
+    problems: List[Problem] = []
+    located = task.located(party)
+    for one in shown_prompts(task, party, component, parsed, {}):
+        try:
+            one.render()
+        except ExtensionError as error:
+            name, _, rest = one.field.partition(".")
+            where = located[name][1] if name in located else f"tasks.{task.name}.parameters.{name}"
+            problems.append(Problem(f"{where}.{rest}", error))
+    return problems
 
 
 def _check_together(task: Task, party: Party, component: str, mapping: Dict[str, Any]) -> List[Problem]:

@@ -9,6 +9,7 @@ from fate.components.core import GUEST, HOST, cpn
 from fate_llm_ext.pipelines import catalog
 from fate_llm_ext.pipelines.check import check
 from fate_llm_ext.pipelines.dag import parse_dag
+from fate_llm_ext.pipelines.prompts import render
 
 JOB = yaml.safe_load("""
 dag:
@@ -235,3 +236,128 @@ def test_what_releases_nothing_needs_no_budget(sites):
 def test_an_unreadable_site_file_is_one_problem(tmp_path):
     path = tmp_path / "none.yaml"
     assert found(JOB, path) == {(str(path), "E112")}
+
+
+# --- prompts ------------------------------------------------------------------------------------------
+
+FDKT = yaml.safe_load("""
+dag:
+  parties:
+  - {role: guest, party_id: ['9999']}
+  - {role: host, party_id: ['10000']}
+  - {role: arbiter, party_id: ['9998']}
+  stage: train
+  tasks:
+    train:
+      component_ref: fdkt
+      parameters:
+        control: {code: '{{ label }}', values: [World, Sports]}
+        privacy: {epsilon: 3}
+        generator: {name: slm}
+        student: {name: slm}
+        llm: {name: llm}
+      inputs:
+        data:
+          train_data:
+            data_warehouse:
+            - namespace: llm
+              name: news
+              parties: [{role: guest, party_id: ['9999']}, {role: host, party_id: ['10000']}]
+  party_tasks:
+    mood:
+      parties: [{role: host, party_id: ['10000']}]
+      tasks:
+        train: {parameters: {description: a review, control: {code: '{{ label }}', values: [good, bad]}}}
+schema_version: 2.2.0
+kind: fate
+""")
+PARAMETERS = f"{TRAIN}.parameters"
+MOOD = "party_tasks.mood.tasks.train.parameters"
+
+
+def test_good_prompts_are_no_problem():
+    assert found(FDKT) == set()
+    dpkd = copy.deepcopy(FDKT)
+    dpkd["dag"]["tasks"]["train"]["component_ref"] = "dpkd"
+    assert "E209" not in {code for _, code in found(dpkd)}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "where", "code"),
+    [
+        (f"{PARAMETERS}.control.prompt", "{{ code", f"{PARAMETERS}.control.prompt", "E209"),
+        (f"{PARAMETERS}.control.prompt", "{{ label }}", f"{PARAMETERS}.control.prompt", "E209"),
+        (f"{PARAMETERS}.control.prompt", "A text:", f"{PARAMETERS}.control.prompt", "E209"),
+        (f"{MOOD}.control.prompt", "{{ codes }}", f"{MOOD}.control.prompt", "E209"),
+        (f"{PARAMETERS}.prompts.judge", "{% for text in texts %}", f"{PARAMETERS}.prompts.judge", "E209"),
+        (f"{PARAMETERS}.prompts.judge", "{{ texts[1] }}", f"{PARAMETERS}.prompts.judge", "E209"),
+        (f"{PARAMETERS}.prompts.judge", "{{ description }}", f"{PARAMETERS}.prompts.judge", "E700"),
+        (f"{PARAMETERS}.prompts.augment", "{{ label }}:", f"{PARAMETERS}.prompts.augment", "E700"),
+        (f"{PARAMETERS}.prompts.label", "{{ text.size() }}", f"{PARAMETERS}.prompts.label", "E209"),
+        (f"{PARAMETERS}.prompts.student", "{{ txt }}", f"{PARAMETERS}.prompts.student", "E209"),
+        (f"{MOOD}.prompts.student", "{{ labels }}", f"{MOOD}.prompts.student", "E700"),
+    ],
+)
+def test_each_wrong_prompt_is_found_at_its_path(path, value, where, code):
+    assert found(set_at(FDKT, path, value)) == {(where, code)}
+
+
+def test_the_prompt_of_dpkd_is_found_too():
+    raw = set_at(FDKT, f"{PARAMETERS}.control.prompt", "{{ code")
+    raw["dag"]["tasks"]["train"]["component_ref"] = "dpkd"
+    assert (f"{PARAMETERS}.control.prompt", "E209") in found(raw)
+
+
+def test_wrong_prompts_are_found_beside_other_problems():
+    raw = set_at(FDKT, f"{PARAMETERS}.prompts", {"judge": "{{ texts", "label": "{{ texts }}"})
+    raw = set_at(set_at(raw, f"{PARAMETERS}.seed", -1), f"{PARAMETERS}.privacy", ...)
+    assert found(raw) == {
+        (f"{PARAMETERS}.prompts.judge", "E209"),
+        (f"{PARAMETERS}.prompts.label", "E209"),
+        (f"{PARAMETERS}.seed", "E120"),
+        (f"{PARAMETERS}.privacy", "E121"),
+    }
+
+
+def test_prompts_are_shown_per_task_party_and_client():
+    raw = set_at(FDKT, f"{PARAMETERS}.filter", {"samples_per_cluster": 3})
+    shown = [
+        (", ".join(map(str, one.parties)), one.field, one.title.partition(",")[2].strip(), one.text)
+        for one in render(parse_dag(raw))
+    ]
+    judge = "Here are 3 candidates for {}.\n\n[1] <text 1>\n[2] <text 2>\n[3] <text 3>\n\n"
+    assert [(who, field, text) for who, field, _, text in shown if field != "prompts.judge"] == [
+        ("guest 9999", "control.prompt", "World\n\n"),
+        ("guest 9999", "control.prompt", "Sports\n\n"),
+        ("guest 9999, host 10000", "prompts.student", "<text>\nLabel:"),
+        ("host 10000", "control.prompt", "good\n\n"),
+        ("host 10000", "control.prompt", "bad\n\n"),
+        ("arbiter 9998", "prompts.augment", "World: <text 1>\n\nSports: <text 2>\n\nWorld:"),
+        ("arbiter 9998", "prompts.label", "<text>\nWhich of World, Sports?\nAnswer:"),
+        ("arbiter 9998", "prompts.augment", "good: <text 1>\n\nbad: <text 2>\n\ngood:"),
+        ("arbiter 9998", "prompts.label", "<text>\nWhich of good, bad?\nAnswer:"),
+    ]
+    judges = [(title, text) for _, field, title, text in shown if field == "prompts.judge"]
+    assert [title for title, _ in judges] == [
+        "about a cluster of texts of guest 9999",
+        "about a cluster of texts of host 10000",
+    ]
+    assert [text.startswith(judge.format(what)) for what, (_, text) in zip(("a text", "a review"), judges)] == [
+        True
+    ] * 2
+
+
+def test_clients_with_the_same_labels_share_their_prompts():
+    raw = copy.deepcopy(FDKT)
+    del raw["dag"]["party_tasks"]
+    shown = render(parse_dag(raw))
+    assert [", ".join(map(str, one.parties)) for one in shown] == ["guest 9999, host 10000"] * 3 + ["arbiter 9998"] * 3
+    assert shown[3].title.endswith("of guest 9999, host 10000")
+
+
+def test_what_reads_no_prompt_is_shown_none():
+    shown = render(parse_dag(set_at(FDKT, f"{PARAMETERS}.head", "classification")))
+    assert "prompts.student" not in {one.field for one in shown}
+    predict = set_at(FDKT, "tasks.train.stage", "predict")
+    assert {one.field for one in render(parse_dag(predict))} == {"prompts.student"}
+    assert (f"{PARAMETERS}.prompts.student", "E209") in found(set_at(predict, f"{PARAMETERS}.prompts.student", "{{"))

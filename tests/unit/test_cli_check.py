@@ -58,6 +58,45 @@ def test_a_missing_file_is_one_clear_line(command, tmp_path):
     assert "E100" in result.output
 
 
+def test_prompts_are_printed_after_the_checks(tmp_path):
+    parties = [{"role": role, "party_id": [number]} for role, number in (("guest", "9999"), ("arbiter", "9998"))]
+    table = {"namespace": "llm", "name": "news", "parties": parties[:1]}
+    parameters = {
+        "control": {"code": "{{ label }}", "values": ["World", "Sports"]},
+        "privacy": {"epsilon": 3},
+        **{name: {"name": "slm"} for name in ("generator", "student", "llm")},
+    }
+    task = {
+        "component_ref": "fdkt",
+        "parameters": parameters,
+        "inputs": {"data": {"train_data": {"data_warehouse": [table]}}},
+    }
+    path = tmp_path / "dag.yaml"
+    dag = {"parties": parties, "stage": "train", "tasks": {"fdkt_0": task}}
+    path.write_text(yaml.safe_dump({"dag": dag, "schema_version": "2.2.0", "kind": "fate"}))
+    result = call("check", path, "--show-prompts")
+    assert result.exit_code == 0
+    assert result.output.startswith("OK")
+    for text in (
+        "=== fdkt_0, guest 9999: generator, for World (control.prompt, ends with '\\n\\n')\nWorld\n\n\n",
+        "=== fdkt_0, guest 9999: task model (prompts.student)\n<text>\nLabel:\n",
+        "[8] <text 8>\n",
+        "World: <text 1>\n\nSports: <text 2>\n\nWorld:\n",
+        "(prompts.label)\n<text>\nWhich of World, Sports?\nAnswer:\n",
+    ):
+        assert text in result.output
+    wrong = call("check", path, "--show-prompts", "--set", "tasks.fdkt_0.parameters.prompts.judge='{{ texts'")
+    assert wrong.exit_code == 1
+    assert "tasks.fdkt_0.parameters.prompts.judge: E209" in wrong.output
+    assert "===" not in wrong.output
+
+
+def test_a_job_without_prompts_says_so(job):
+    result = call("check", job, "--show-prompts")
+    assert result.exit_code == 0
+    assert "No task of this job has prompts" in result.output
+
+
 def test_desc_shows_nested_parameters():
     result = call("desc", "fedmkt")
     assert result.exit_code == 0
