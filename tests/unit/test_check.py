@@ -359,5 +359,6 @@ def test_what_reads_no_prompt_is_shown_none():
     shown = render(parse_dag(set_at(FDKT, f"{PARAMETERS}.head", "classification")))
     assert "prompts.student" not in {one.field for one in shown}
     predict = set_at(FDKT, "tasks.train.stage", "predict")
-    assert {one.field for one in render(parse_dag(predict))} == {"prompts.student"}
+    reading = [(one.field, ", ".join(map(str, one.parties))) for one in render(parse_dag(predict))]
+    assert reading == [("prompts.student", "guest 9999, host 10000")]
     assert (f"{PARAMETERS}.prompts.student", "E209") in found(set_at(predict, f"{PARAMETERS}.prompts.student", "{{"))

@@ -449,6 +449,9 @@ def test_clusters_that_do_not_fit_are_halved_and_texts_that_do_not_are_counted(n
     found = select(news, nothing)
     assert found.too_long == found.clusters == len(news.texts)
     assert not nothing.seen
+    alone = select(news, nothing, judge="distance")
+    assert np.array_equal(found.kept, alone.kept)  # near duplicates are found although no two texts stand together
+    assert found.dropped["duplicate"] > 10
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

@@ -96,20 +96,20 @@ def select_demonstrations(
         for group in groups:
             verdict.by_distance(group)
         return verdict.result(len(groups), 0, 0, len(labels))
-    largest = _LARGEST * config.samples_per_cluster
     judge = _Judge(engine, prompts, config, labels, description, records.texts)
-    asked, too_long = judge.fitting([part for group in groups for part in parts(group, points, largest)])
-    answers = judge.ask(asked, seed, heartbeat)
+    asked, too_long = judge.fitting(groups, points, _LARGEST * config.samples_per_cluster)
+    open_rows = np.zeros(len(records), dtype=bool)
+    open_rows[[row for group in too_long for row in group]] = True
     unread = 0
-    for group, answer in zip(asked, answers):
+    for group, answer in zip(asked, judge.ask(asked, seed, heartbeat)):
         chosen = parse_numbers(_whole(answer, len(group)), len(group))
         if chosen is None:
             unread += 1
-            verdict.by_distance(group)
+            open_rows[group] = True
         else:
             verdict.take(group, np.isin(np.arange(1, len(group) + 1), chosen), "judged")
-    for group in too_long:
-        verdict.by_distance(group)
+    for group in groups:  # what was split is whole again here: parts of one text each have no duplicates
+        verdict.by_distance(group[open_rows[group]])
     return verdict.result(len(asked) + len(too_long), unread, len(too_long), len(labels))
 
 
@@ -197,6 +197,8 @@ class _Verdict:
 
     def by_distance(self, group: Group) -> None:
         """Near duplicates and outliers of a group go."""
+        if not len(group):
+            return
         double = duplicates(self._points[group], self._similarity)
         self.take(group, ~double, "duplicate")
         rest = group[~double]
@@ -240,17 +242,17 @@ class _Judge:
             temperature=1e-3, top_k=1, top_p=1.0, max_new_tokens=config.max_new_tokens, batch_size=_BATCH_SIZE
         )
 
-    def fitting(self, groups: Sequence[Group]) -> Tuple[List[Group], List[Group]]:
-        """The groups, halved until each fits into the LLM's context; and single texts that do not."""
+    def fitting(self, groups: Sequence[Group], points: np.ndarray, size: int) -> Tuple[List[Group], List[Group]]:
+        """The groups in parts of at most ``size`` that fit into the LLM's context; and single texts that do not."""
         fitting: List[Group] = []
         too_long: List[Group] = []
-        waiting = list(groups)
+        waiting = [part for group in groups for part in parts(group, points, size)]
         while waiting:
             fits = self._engine.fits([self._prompt(group) for group in waiting], self._config)
             fitting += [group for group, one in zip(waiting, fits) if one]
             large = [group for group, one in zip(waiting, fits) if not one]
             too_long += [group for group in large if len(group) == 1]
-            waiting = [half for group in large if len(group) > 1 for half in np.array_split(group, 2)]
+            waiting = [half for group in large if len(group) > 1 for half in parts(group, points, -(-len(group) // 2))]
         return fitting, too_long
 
     def ask(self, groups: Sequence[Group], seed: int, heartbeat: Callable[[str], None]) -> List[Completion]:
