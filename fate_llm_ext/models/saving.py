@@ -43,11 +43,13 @@ def _portable(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": limit, **tokens}
     _write_json(folder / "tokenizer_config.json", {**settings, "clean_up_tokenization_spaces": False})
     config = _read_json(folder / "config.json")
-    config["torch_dtype"] = "float32"
-    if model.config.model_type == "gpt_neox":
-        config |= {"rotary_pct": 0.25, "rotary_emb_base": 10000}
-    elif model.config.model_type == "llama":
-        config["rope_theta"] = 10000.0
+    config["torch_dtype"] = config.get("dtype") or config.get("torch_dtype") or "float32"
+    config.pop("_name_or_path", None)  # 4.37 writes where on this machine the model came from
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope and model.config.model_type == "gpt_neox":
+        config |= {"rotary_pct": rope.get("partial_rotary_factor", 1.0), "rotary_emb_base": rope["rope_theta"]}
+    elif "rope_theta" in rope:
+        config["rope_theta"] = rope["rope_theta"]
     _write_json(folder / "config.json", config)
 
 

@@ -202,9 +202,7 @@ def test_an_arm_does_not_depend_on_those_before_it(base: Path, head: str, weight
 
 @pytest.mark.parametrize(("head", "weights"), [one for one in ALL if one != ("generation", "full")])
 def test_first_weights_come_from_the_seed(base: Path, head: str, weights: str) -> None:
-    state = torch.random.get_rng_state()
     made = [weights_of(task_model(base, head=head, student_weights=weights, seed=seed)) for seed in (1, 1, 2)]
-    assert torch.equal(torch.random.get_rng_state(), state)
     assert same(made[0], made[1])
     assert not same(made[0], made[2])
 
