@@ -525,7 +525,7 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Add it to `{field}`; see `fate-llm-ext desc fdkt` for the default.",
     ),
     "E701": ErrorKind(
-        "The LLM {llm!r} is behind an HTTP server, which gives no hidden states, and no `embedder` is named.",
+        "The LLM is behind an HTTP server, which gives no hidden states, and no `embedder` is named.",
         "Name a small model of the arbiter's site file as `embedder`.",
         shared=True,
     ),

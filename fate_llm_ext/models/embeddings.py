@@ -133,7 +133,7 @@ def open_embedder(site: Site, config: Optional[ModelConfig], engine: Engine, dev
     """
     if config is None:
         if not isinstance(engine, LocalEngine):
-            raise ExtensionError("E701", llm=engine.name)
+            raise ExtensionError("E701")
         return Embedder(engine.model, engine.tokenizer)
     return load_embedder(site.lookup("models", config.name), config, device)
 

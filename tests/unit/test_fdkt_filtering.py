@@ -31,7 +31,7 @@ from fate_llm_ext.algo.fdkt.prompts import Prompts
 from fate_llm_ext.config import GenerationConfig
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.embeddings import Embedder
-from fate_llm_ext.models.engines import Completion, Engine
+from fate_llm_ext.models.engines import Completion, Engine, LocalEngine
 from fate_llm_ext.models.tiny import TinyConfig, build_model
 from fate_llm_ext.models.tiny_tokenizer import train_tokenizer
 
@@ -452,6 +452,34 @@ def test_clusters_that_do_not_fit_are_halved_and_texts_that_do_not_are_counted(n
     alone = select(news, nothing, judge="distance")
     assert np.array_equal(found.kept, alone.kept)  # near duplicates are found although no two texts stand together
     assert found.dropped["duplicate"] > 10
+
+
+def test_a_model_in_this_process_is_asked(news: News) -> None:
+    """An untrained one has nothing to say, so that distance chooses; it says the same again."""
+    records = news.records.first(40)
+    tokenizer = train_tokenizer(news.texts, 1000)
+    torch.manual_seed(0)
+    model = build_model(TinyConfig(arch="gpt2", steps=1, hidden=32, layers=1, context=512), tokenizer)
+    seen: list[str] = []
+    first, second = (
+        select_demonstrations(
+            records,
+            LABELS,
+            news.embeddings[:40],
+            LocalEngine(model, tokenizer, "llm"),
+            Prompts(PromptsConfig()),
+            FilterConfig(max_new_tokens=8),
+            description="a news item",
+            seed=0,
+            heartbeat=seen.append,
+        )
+        for _ in range(2)
+    )
+    assert np.array_equal(first.kept, second.kept)
+    assert first.unread + first.too_long >= first.clusters - 1
+    assert first.clusters > 5  # some had to be split
+    assert seen[0] == "choosing demonstrations"
+    assert any(re.search(r"\d+ of \d+", doing) for doing in seen)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
