@@ -7,7 +7,7 @@ on the seed and on its place in the list alone, not on the batches that were mad
 from __future__ import annotations
 
 import inspect
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -25,8 +25,12 @@ from fate_llm_ext.models.tokenizers import vocabulary_size
 _CANDIDATES = 1024
 # Asking an accelerator whether rows have ended makes it wait; so it is asked every so many tokens.
 _STRIDE = {"cpu": 1}
+# Reading what has been written so far costs as much as a token or two of a small model: likewise.
+_LOOK = 8
 # Share of a batch that must have ended before it shrinks: that copies the cache of the others.
 _LEAVING = 0.1
+
+Over = Callable[[Tensor], Sequence[bool]]
 
 
 def generate(
@@ -37,6 +41,7 @@ def generate(
     *,
     seed: int,
     step: Step = lambda done, total: None,
+    over: Optional[Over] = None,
 ) -> List[np.ndarray]:
     """Sample one continuation of each prompt.
 
@@ -49,6 +54,8 @@ def generate(
         prompts: token ids, each at least one (int [T_i]); equal ones cost little.
         seed: the same one gives the same texts, whatever the batch size.
         step: called with (done, total) prompts after each batch.
+        over: says now and then of the tokens written so far (int [B, T]) which rows need no more of them (B times);
+            such a row may have any number of further tokens.
 
     Returns:
         New token ids per prompt, without the end token (int32 [<= max_new_tokens]), in the order of ``prompts``.
@@ -62,7 +69,7 @@ def generate(
     training = model.training
     model.eval()
     try:
-        writer = _Writer(model, tokenizer, config)
+        writer = _Writer(model, tokenizer, config, over)
         done = 0
         for rows in _batches(prompts, config.batch_size):
             # each row has a generator of its own: batches cannot change who draws what
@@ -98,8 +105,9 @@ def _batches(prompts: Sequence[np.ndarray], size: int) -> Iterator[List[int]]:
 class _Writer:
     """Writes one batch after another."""
 
-    def __init__(self, model: Any, tokenizer: Any, config: GenerationConfig) -> None:
+    def __init__(self, model: Any, tokenizer: Any, config: GenerationConfig, over: Optional[Over] = None) -> None:
         self._config = config
+        self._over = over
         self._end = tokenizer.eos_token_id
         self._known = vocabulary_size(tokenizer)
         self._device = next(model.parameters()).device
@@ -132,6 +140,8 @@ class _Writer:
             token = sample(logits[:, : self._known], chance[alive, at], self._config)
             written[alive, at] = token
             ended |= token == self._end
+            if self._over is not None and (at + 1) % _LOOK == 0:
+                ended |= torch.tensor(self._over(written[alive, : at + 1]), device=self._device)
             if at + 1 == total or ((at + 1) % self._stride == 0 and bool(ended.all())):
                 break
             if (at + 1) % self._stride == 0 and int(ended.sum()) >= _LEAVING * len(ended):

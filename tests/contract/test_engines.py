@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from fate_llm_ext.config import GenerationConfig, LLMConfig, LoraConfig
 from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.models import generation
 from fate_llm_ext.models.engines import Completion, Engine, HTTPEngine, LocalEngine, open_engine
 from fate_llm_ext.models.lora import add_lora
 from fate_llm_ext.models.saving import save_model
@@ -147,6 +148,29 @@ class TestLocal(EngineContract):
         for size in (1, 3, 64):
             assert engine.generate(PROMPTS, SAMPLED.copy(update={"batch_size": size}), seed=3) == whole
         assert engine.generate(PROMPTS, SAMPLED, seed=4) != whole
+
+    def test_a_stop_string_saves_what_would_be_written_behind_it(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And changes nothing of what is before it, nor any other text."""
+        assert isinstance(engine, LocalEngine)
+        config = SAMPLED.copy(update={"max_new_tokens": 40, "batch_size": 8})
+        rows, forward = [], generation._Writer._forward
+
+        def spy(writer: Any, ids: Any, *rest: Any) -> Any:
+            rows.append(len(ids))
+            return forward(writer, ids, *rest)
+
+        monkeypatch.setattr(generation._Writer, "_forward", spy)
+        whole = engine.generate(PROMPTS, config, seed=1, stop=[""])
+        for_all = sum(rows)
+        rows.clear()
+        starts = [one.text[:15] for one in whole]
+        common = max(set("".join(starts)), key=lambda letter: sum(letter in start for start in starts))
+        got = engine.generate(PROMPTS, config, seed=1, stop=["", common])
+        parts = [one.text.partition(common) for one in whole]
+        assert got == [Completion(before, bool(at) or one.finished) for (before, at, _), one in zip(parts, whole)]
+        assert sum(rows) < 0.8 * for_all
 
     def test_a_prompt_that_does_not_fit(self, engine: Engine) -> None:
         assert isinstance(engine, LocalEngine)

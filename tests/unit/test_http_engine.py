@@ -256,6 +256,14 @@ def test_the_deadline_of_a_text_holds_whatever_the_server_does(fault: Script) ->
     assert seconds < 4
 
 
+def test_an_answer_that_comes_drop_by_drop_is_asked_for_again() -> None:
+    def script(handler: Handler, prompt: str, attempt: int) -> None:
+        (dripping if attempt == 1 else echo)(handler, prompt, attempt)
+
+    with serving(script) as server:
+        assert engine(server.url, timeout_seconds=1.0).generate(["a"], CONFIG, seed=0) == echoed(["a"])
+
+
 def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "_LONGEST_ANSWER", 5000)
 

@@ -51,10 +51,21 @@ class LocalEngine(Engine):
         """
         if not prompts:
             return []
-        written = generate(self.model, self.tokenizer, self._encode(prompts), config, seed=seed, step=step)
-        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+        def over(tokens: torch.Tensor) -> List[bool]:
+            return [cut(text, stop)[1] for text in self._decode(tokens)]
+
+        written = generate(
+            self.model,
+            self.tokenizer,
+            self._encode(prompts),
+            config,
+            seed=seed,
+            step=step,
+            over=over if any(stop) else None,
+        )
         results = []
-        for ids, text in zip(written, texts):
+        for ids, text in zip(written, self._decode(written)):
             short, stopped = cut(text, stop)
             # the end token is not among the ids, so a text of full length has not ended
             results.append(Completion(short, stopped or len(ids) < config.max_new_tokens))
@@ -69,6 +80,13 @@ class LocalEngine(Engine):
         # the last token is written, never read
         fitting: np.ndarray = lengths + config.max_new_tokens - 1 <= limit
         return fitting
+
+    def _decode(self, ids: Any) -> List[str]:
+        """Texts of rows of token ids."""
+        texts: List[str] = self.tokenizer.batch_decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return texts
 
     def _encode(self, prompts: Sequence[str]) -> List[np.ndarray]:
         """Token ids of each prompt (int32 [T_i]), as the tokenizer begins every text."""
