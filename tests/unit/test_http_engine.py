@@ -333,7 +333,9 @@ def test_requests_per_second() -> None:
 # --- what is sent, what is read --------------------------------------------------------------------------------------
 
 
-def test_the_request_says_what_the_job_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_request_says_what_the_job_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """And the environment has no say in it: no proxy, no .netrc, no cookie."""
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
@@ -350,19 +352,24 @@ def test_the_request_says_what_the_job_says(monkeypatch: pytest.MonkeyPatch, tmp
         one.generate(["a", "b"], CONFIG, seed=0, stop=["1", "", "2", "3", "4", "5"])
         one.generate(["c"], CONFIG.copy(update={"top_k": 1}), seed=0)
         one.generate(["d"], CONFIG.copy(update={"top_k": 0}), seed=0)
-        engine(server.url, api="completions", top_k=False).generate(["e"], CONFIG, seed=0)
+        without = engine(server.url, api="completions", top_k=False)
+        without.generate(["e"], CONFIG, seed=0)
+        without.generate(["e"], CONFIG, seed=0)
         HTTPEngine(endpoint(server.url), None, "llm").generate(["f"], CONFIG, seed=0)
     for body in server.bodies:
         del body["seed"]
     chat = {"model": "the-model", "max_tokens": 20}
-    a, _, c, d, e, _ = server.bodies
+    a, _, c, d, e, _, _ = server.bodies
+    assert [record.getMessage() for record in caplog.records if "top_k" in record.getMessage()] == [
+        "endpoint llm does not know top_k: the job's 7 has no effect"
+    ]
     sampled = {"temperature": 0.5, "top_p": 0.8}
     stops = {"stop": ["1", "2", "3", "4"]}
     assert a == {**chat, **sampled, **stops, "top_k": 7, "messages": [{"role": "user", "content": "a"}]}
     assert c == {**chat, "temperature": 0.0, "messages": [{"role": "user", "content": "c"}]}
     assert d == {**chat, **sampled, "top_k": -1, "messages": [{"role": "user", "content": "d"}]}
     assert e == {**chat, **sampled, "prompt": "e"}
-    assert [headers.get("Authorization") for headers in server.headers] == [f"Bearer {KEY}"] * 5 + [None]
+    assert [headers.get("Authorization") for headers in server.headers] == [f"Bearer {KEY}"] * 6 + [None]
     assert not any("Cookie" in headers for headers in server.headers)
     assert {headers["Connection"] for headers in server.headers} == {"close"}
 

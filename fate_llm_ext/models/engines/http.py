@@ -68,9 +68,8 @@ class HTTPEngine(Engine):
             ExtensionError: E416 it serves several models or none, and the site file names none; else as for texts.
         """
         if self._model is None:
-            models = self._gather(lambda _: ("GET", "/models", None), _model_names, lambda _: "the list of models", 1)[
-                0
-            ]
+            request = ("GET", "/models", None)
+            (models,) = self._gather(lambda _: request, _model_names, lambda _: "the list of models", 1)
             if len(models) != 1:
                 shown = ", ".join(models[:8]) or "none"
                 raise ExtensionError("E416", name=self.name, count=len(models), models=shown)
@@ -96,7 +95,7 @@ class HTTPEngine(Engine):
             return []
         if self._model is None:
             self.connect()
-        if config.top_k > 1 and not self._endpoint.top_k and not self._told:
+        if config.top_k != 1 and not self._endpoint.top_k and not self._told:
             logger.warning("endpoint %s does not know top_k: the job's %d has no effect", self.name, config.top_k)
             self._told = True
         return self._texts(prompts, config, seed, stop, lambda row: f"text {row + 1} of {len(prompts)}", step)
