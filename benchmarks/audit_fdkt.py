@@ -216,7 +216,7 @@ def report(world: TextWorld, arms: list[str], seeds: int, records: int, samples:
                 f"| {mean['sent']:.1f} / {mean['sent_out']:.1f} | {longest} | {sent:.2f} |",
                 flush=True,
             )
-            key = f"{arm.replace(':', '_').replace('inf', 'plain')}_{repeats}"
+            key = f"epsilon_{arm.replace(':', '_')}_{repeats}"
             figures |= {
                 f"{key}_{what}": round(mean[what], 2) for what in ("exposure", "exposure_out", "sent", "sent_out")
             }
