@@ -312,6 +312,41 @@ def test_a_pause_longer_than_the_deadline_is_not_waited_for() -> None:
     assert seconds < 5
 
 
+def test_waiting_for_a_turn_counts_once_a_text_has_been_asked_for() -> None:
+    with serving(crashed) as server:
+        one = engine(server.url, concurrency=30, requests_per_second=20.0, retries=1000, deadline_seconds=1.0)
+        error, seconds = failure(one, prompts(30))
+    assert error.code == "E414"
+    assert "the last: status 500." in str(error)
+    assert seconds < 4
+
+
+def test_the_pace_holds_after_a_pause_and_turns_go_by_order() -> None:
+    pacer, never, taken = transport.Pacer(5.0), threading.Event(), []
+
+    def go(name: int) -> None:
+        assert pacer.take_turn(never)
+        taken.append((name, time.monotonic()))
+
+    threads = [threading.Thread(target=go, args=(name,)) for name in range(7)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.03)
+    time.sleep(0.1)
+    before, paused = len(taken), time.monotonic()
+    pacer.pause(0.6)
+    pacer.pause(0.3)  # says nothing new
+    assert not pacer.take_turn(never, until=time.monotonic() + 0.5)
+    for thread in threads:
+        thread.join()
+    assert [name for name, _ in taken] == list(range(7))
+    after = [at for _, at in taken[before:]]
+    assert before >= 1
+    assert len(after) >= 2
+    assert after[0] >= paused + 0.6
+    assert after[-1] - after[0] >= 0.8 * 0.2 * (len(after) - 1)
+
+
 def test_retry_after_is_seconds_or_a_date() -> None:
     assert transport._retry_after("7") == 7.0
     assert transport._retry_after("-7") == 0.0

@@ -157,7 +157,7 @@ class HTTPEngine(Engine):
             done=finished,
             waiting=waiting,
             limit=deadline,
-            late=lambda row: self._transport.gave_up(what(row), 1, deadline, "an answer that does not end"),
+            late=lambda row, tried: self._transport.gave_up(what(row), tried, deadline, "an answer that does not end"),
         )
 
     def _body(self, prompt: str, config: GenerationConfig, seed: int, row: int, stop: Sequence[str]) -> Dict[str, Any]:

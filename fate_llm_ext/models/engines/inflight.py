@@ -9,25 +9,28 @@ from typing import Callable, Dict, Generic, List, Optional, Tuple, TypeVar
 
 T = TypeVar("T")
 
+Attempts = Tuple[float, int]  # when the first one began (time.monotonic()), how many
+
 BEAT = 1.0  # seconds between two signs of life, at most
 
 
 class Ticket:
-    """What a piece of work knows: its row, whether it is still wanted, and when its time began.
+    """What a piece of work knows: its row, whether it is still wanted, and what it has tried.
 
     Attributes:
         row: its place in the list.
         cancelled: set once nobody waits for the result any more.
     """
 
-    def __init__(self, row: int, cancelled: threading.Event, begun: Dict[int, float]) -> None:
+    def __init__(self, row: int, cancelled: threading.Event, begun: Dict[int, Attempts]) -> None:
         self.row = row
         self.cancelled = cancelled
         self._begun = begun
 
     def begin(self) -> None:
-        """Its time runs from now on."""
-        self._begun[self.row] = time.monotonic()
+        """Another attempt begins; with the first, its time."""
+        start, count = self._begun.get(self.row, (time.monotonic(), 0))
+        self._begun[self.row] = (start, count + 1)
 
 
 class _Board(Generic[T]):
@@ -39,7 +42,7 @@ class _Board(Generic[T]):
             self.rows.put(row)
         self.outcomes: queue.SimpleQueue[Tuple[int, Optional[T], Optional[BaseException]]] = queue.SimpleQueue()
         self.cancelled = threading.Event()
-        self.begun: Dict[int, float] = {}
+        self.begun: Dict[int, Attempts] = {}
 
     def work(self, work: Callable[[Ticket], T]) -> None:
         """Take one row after another until none is left."""
@@ -54,10 +57,10 @@ class _Board(Generic[T]):
                 self.outcomes.put((row, None, error))
             self.begun.pop(row, None)
 
-    def overdue(self, limit: float) -> Optional[int]:
-        """A row whose time has run for more than ``limit`` seconds."""
+    def overdue(self, limit: float) -> Optional[Tuple[int, int]]:
+        """A row whose time has run for more than ``limit`` seconds, and its attempts."""
         now = time.monotonic()
-        return next((row for row, start in list(self.begun.items()) if now - start > limit), None)
+        return next(((row, count) for row, (start, count) in list(self.begun.items()) if now - start > limit), None)
 
 
 def gather(
@@ -68,7 +71,7 @@ def gather(
     done: Callable[[int], None],
     waiting: Callable[[int], None],
     limit: float,
-    late: Callable[[int], Exception],
+    late: Callable[[int, int], Exception],
 ) -> List[T]:
     """Results of ``count`` pieces of work in order, of which ``width`` run at any time while there are so many left.
 
@@ -80,7 +83,7 @@ def gather(
         done: called with the number of finished pieces after each.
         waiting: called with that number about every second, if there is nothing else to say.
         limit: seconds after which a piece is late, whatever it does; counted from :meth:`Ticket.begin`.
-        late: makes the error for a row that is late.
+        late: makes the error for a row that is late, of the row and its attempts.
 
     Raises:
         Exception: of the first piece that failed.
@@ -100,9 +103,9 @@ def gather(
                     raise error
                 results[row] = result  # type: ignore[assignment]  # None only if T is
                 done(len(results))
-            row_late = board.overdue(limit)
-            if row_late is not None:
-                raise late(row_late)
+            overdue = board.overdue(limit)
+            if overdue is not None:
+                raise late(*overdue)
     finally:
         board.cancelled.set()
     return [results[row] for row in range(count)]

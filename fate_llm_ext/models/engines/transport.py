@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import socket
 import threading
@@ -41,33 +42,48 @@ class Unusable(Exception):
 
 
 class Pacer:
-    """When the next request may go, for all threads: so many per second, none before a pause is over."""
+    """When the next request may go, for all threads: so many per second, in the order in which they came.
+
+    A pause moves all turns that are not yet taken, so that the pace holds after it, too.
+    """
 
     def __init__(self, rate: Optional[float]) -> None:
         self._gap = 1.0 / rate if rate else 0.0
         self._lock = threading.Lock()
-        self._free = 0.0
+        self._next = 0.0  # when the next turn is free
+        self._paused = 0.0  # until when nothing goes
+        self._moved = 0.0  # by how much pauses have moved turns so far
 
-    def take_turn(self, cancelled: threading.Event) -> None:
-        """Wait for a turn and take it.
+    def take_turn(self, cancelled: threading.Event, until: float = math.inf) -> bool:
+        """Wait for a turn; False, at once, if it would come after ``until`` (time.monotonic()).
 
         Raises:
             Cancelled: ``cancelled`` was set meanwhile.
         """
+        with self._lock:
+            turn = max(self._next, self._paused, time.monotonic())
+            self._next = turn + self._gap
+            turn -= self._moved
         while not cancelled.is_set():
             with self._lock:
-                now = time.monotonic()
-                if now >= self._free:
-                    self._free = now + self._gap
-                    return
-                delay = self._free - now
+                at = turn + self._moved
+            delay = at - time.monotonic()
+            if at > until:
+                return False
+            if delay <= 0:
+                return True
             cancelled.wait(delay)
         raise Cancelled
 
     def pause(self, seconds: float) -> None:
         """Let no request go for a while."""
         with self._lock:
-            self._free = max(self._free, time.monotonic() + seconds)
+            now = time.monotonic()
+            more = now + seconds - max(self._paused, now)
+            if more > 0:
+                self._paused = now + seconds
+                self._next += more
+                self._moved += more
 
 
 class Transport:
@@ -111,7 +127,7 @@ class Transport:
         Args:
             read: makes the result of the decoded JSON, or raises :class:`Unusable`.
             what: names the request in errors, e.g. ``text 3 of 80``.
-            begun: called when the request goes out for the first time; the time before does not count.
+            begun: called before each attempt; the time before the first does not count.
 
         Raises:
             ExtensionError: E413, E415 the server refuses it; E414 no usable answer within retries and deadline; E417
@@ -119,25 +135,26 @@ class Transport:
             Cancelled: ``cancelled`` was set meanwhile.
         """
         self._pacer.take_turn(cancelled)
-        begun()
         start, attempts = time.monotonic(), 0
+        until = start + self._endpoint.deadline_seconds
         while True:
             attempts += 1
-            left = self._endpoint.deadline_seconds - (time.monotonic() - start)
+            begun()
             try:
-                return read(self._exchange(method, path, body, left, what))
+                return read(self._exchange(method, path, body, until - time.monotonic(), what))
             except Unusable as miss:
-                pause = min(FIRST_PAUSE * 2.0 ** (attempts - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
-                pause = pause if miss.wait is None else miss.wait
-                waited = time.monotonic() - start
-                if attempts > self._endpoint.retries or waited + pause >= self._endpoint.deadline_seconds:
-                    raise self.gave_up(what, attempts, waited, str(miss)) from None
-                if miss.wait is not None:
-                    self._pacer.pause(miss.wait)  # the server says it to all of us
-                logger.warning("endpoint %s, %s: %s; asking again in %.1f s", self._name, what, miss, pause)
-            if cancelled.wait(pause):
-                raise Cancelled
-            self._pacer.take_turn(cancelled)
+                reason, wait = str(miss), miss.wait
+            pause = min(FIRST_PAUSE * 2.0 ** (attempts - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+            pause = pause if wait is None else wait
+            enough = attempts > self._endpoint.retries or time.monotonic() + pause >= until
+            if not enough:
+                logger.warning("endpoint %s, %s: %s; asking again in %.1f s", self._name, what, reason, pause)
+                if wait is not None:
+                    self._pacer.pause(wait)  # the server says it to all of us
+                if cancelled.wait(pause):
+                    raise Cancelled
+            if enough or not self._pacer.take_turn(cancelled, until):
+                raise self.gave_up(what, attempts, time.monotonic() - start, reason)
 
     def gave_up(self, what: str, attempts: int, seconds: float, reason: str) -> ExtensionError:
         """The error after the last attempt."""
@@ -150,9 +167,7 @@ class Transport:
 
         Errors of the library are not chained to ours: they may quote the URL.
         """
-        if left <= 0:
-            raise Unusable("the time is over")
-        seconds = min(self._endpoint.timeout_seconds, left)
+        seconds = max(min(self._endpoint.timeout_seconds, left), 0.001)
         until = time.monotonic() + seconds
         limits = (min(seconds, _CONNECT), seconds)
         url = self._endpoint.url.rstrip("/") + path
