@@ -66,7 +66,7 @@ class Pacer:
             turn -= self._moved
         while not cancelled.is_set():
             with self._lock:
-                at = turn + self._moved
+                at = max(turn + self._moved, self._paused)  # a turn that had come, and was not taken, waits, too
             delay = at - time.monotonic()
             if at > until:
                 return False
