@@ -413,6 +413,16 @@ def test_an_encoder_classifies(base: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(model.label_probabilities(TEXTS), expected, atol=1e-5)
 
 
+def test_a_base_that_names_no_padding_token(base: Path, tmp_path: Path) -> None:
+    """As GPT-2's own folder: without one, a batch could not be pooled at the texts' last tokens."""
+    shutil.copytree(base / "gpt2", tmp_path / "plain")
+    written = json.loads((tmp_path / "plain" / "config.json").read_text())
+    (tmp_path / "plain" / "config.json").write_text(json.dumps({**written, "pad_token_id": None}))
+    model = task_model(tmp_path, "plain", head="classification")
+    expected = torch.stack([slow_logits(model, text).softmax(0) for text in TEXTS]).numpy()
+    np.testing.assert_allclose(model.label_probabilities(TEXTS), expected, atol=1e-5)
+
+
 def test_folders_that_are_no_base_of_a_classifier(base: Path, tmp_path: Path, saved: Any) -> None:
     with pytest.raises(ExtensionError, match="E722"):
         task_model(tmp_path, "nothing", head="classification")
