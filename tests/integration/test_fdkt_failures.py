@@ -121,14 +121,15 @@ def other_test_labels(job: FDKTFiles) -> None:
     [
         (setting("privacy.delta", 0.05), ("0.05", str(RECORDS))),
         (setting("privacy.batch_size", RECORDS + 1), ("E630", str(RECORDS + 1), str(RECORDS))),
-        (setting("privacy.epsilon", 12.5), ("E610", "12.5", "12.0")),
-        (setting("privacy.epsilon", float("inf")), ("E61", "12.0")),
+        (setting("privacy.epsilon", 12.5), ("E610", "12.5", "12")),
+        (setting("privacy.epsilon", float("inf")), ("E611", "12")),
         (setting("control.values", list(DEPARTMENTS[:-1])), ("E660", "4")),
         (empty_text, ("E661", f"1 of {RECORDS}")),
         (other_test_labels, ("E660", "5")),
         (empty_table, ("E203", "no rows")),
         (setting("control.max_length", 400), ("E408", "400", "192")),
-        (setting("control.max_length", 22), ("room", "22")),
+        (setting("control.max_length", 22), ("E662", "22")),
+        (setting("prompts", {"student": "Read this with care. " * 20 + "{{ text }}"}), ("E720", "96")),
     ],
     ids=[
         "delta",
@@ -140,6 +141,7 @@ def other_test_labels(job: FDKTFiles) -> None:
         "label of a test row outside the list",
         "empty table",
         "texts longer than the context",
+        "no room for a text beside its label",
         "no room for the task model's prompt",
     ],
 )

@@ -22,6 +22,7 @@ def test_there_are_jobs() -> None:
         "commonsenseqa",
     }
     assert {path.parent.name for path in (CONF / "dpkd").glob("*/dag.yaml")} >= {"quickstart", "ag_news", "yelp"}
+    assert {path.parent.name for path in (CONF / "fdkt").glob("*/dag.yaml")} >= {"quickstart"}
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: f"{path.parent.parent.name}/{path.parent.name}")
@@ -45,3 +46,14 @@ def test_a_job_is_short(path: Path) -> None:
 )
 def test_the_preparation_is_valid_shell(path: Path) -> None:
     assert subprocess.run(["sh", "-n", str(path)], check=False).returncode == 0
+
+
+def test_a_small_llm_has_read_the_prompts_that_it_will_get() -> None:
+    """The quickstart's preparation describes the texts with the very words of its job."""
+    folder = CONF / "fdkt" / "quickstart"
+    job = load_dag(folder / "dag.yaml")
+    (task,) = job.tasks.values()
+    said = {task.parameters_of(party)["description"] for party in job.parties if party.role != "arbiter"}
+    assert len(said) == 2
+    prepared = (folder / "prepare.sh").read_text()
+    assert all(f"'{one}'" in prepared for one in said)
