@@ -235,7 +235,7 @@ def test_accumulated_batches_of_a_classifier_are_one_batch(base: Path) -> None:
     results = []
     for batch, accumulation in ((4, 1), (1, 4)):
         train = {"batch_size": batch, "gradient_accumulation": accumulation, "epochs": 3}
-        model = task_model(base, head="classification", train=train)
+        model = task_model(base, "llama", head="classification", train=train)  # its loss may take a count of samples
         model.train([(RECORDS, 1.0), (RECORDS, 0.5)], seed=0, phase="training")
         results.append(model.label_probabilities(TEXTS))
     np.testing.assert_allclose(results[0], results[1], atol=1e-4)
