@@ -149,8 +149,9 @@ class ControlConfig(Group):
         empty = [index for index, value in enumerate(values) if not value.strip()]
         if empty:
             raise ValueError(f"control code {empty[0]} of {len(values)} is empty")
-        if len(set(values)) < len(values):
-            raise ValueError(f"{len(values)} control codes, {len(set(values))} different ones")
+        different = len({" ".join(value.split()) for value in values})
+        if different < len(values):
+            raise ValueError(f"{len(values)} control codes, {different} different ones")
         return values
 
 

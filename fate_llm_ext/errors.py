@@ -234,7 +234,7 @@ CATALOGUE: dict[str, ErrorKind] = {
     ),
     "E408": ErrorKind(
         "Sequences may have {asked} tokens ({parts}), the model has positions for {limit}.",
-        "Lower `task.max_length`, or use a model with a longer context.",
+        "Lower `task.max_length` (`control.max_length`), or use a model with a longer context.",
         shared=True,
     ),
     "E410": ErrorKind(
@@ -572,6 +572,10 @@ CATALOGUE: dict[str, ErrorKind] = {
         "{got} of {asked} augmented texts came back: {note}.",
         "The task model learns from what there is. Look at the prompts (`fate-llm-ext check --show-prompts`), the LLM "
         "and the counts of dropped texts.",
+    ),
+    "E741": ErrorKind(
+        "All {asked} augmented texts came back, but {note}.",
+        "See whether that matters for the task; more synthetic texts (`synthesis.samples`) may help.",
     ),
 }
 

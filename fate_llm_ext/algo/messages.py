@@ -9,6 +9,8 @@ import numpy as np
 
 from fate_llm_ext.federation.codec import WireMessage, array
 
+LONGEST_TEXT = 1 << 18  # bytes
+
 
 @dataclass(frozen=True)
 class Texts(WireMessage):
@@ -25,9 +27,11 @@ class Texts(WireMessage):
     blob: np.ndarray = array("u1", "B")
 
     def validate(self) -> None:
-        """The lengths cover the bytes, which are UTF-8."""
+        """The lengths cover the bytes, which are UTF-8, and no text is endless."""
         if int(self.lengths.sum()) != len(self.blob):
             raise ValueError(f"text lengths sum to {int(self.lengths.sum())}, {len(self.blob)} bytes were sent")
+        if len(self.lengths) and int(self.lengths.max()) > LONGEST_TEXT:
+            raise ValueError(f"a text of {int(self.lengths.max())} bytes, at most {LONGEST_TEXT} are allowed")
         if len(self.lengths) and int(self.lengths.min()) == 0:
             raise ValueError(f"text {int(self.lengths.argmin())} of {len(self.lengths)} is empty")
         self.texts()

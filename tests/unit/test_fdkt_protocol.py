@@ -117,8 +117,11 @@ def test_no_texts_travel_too() -> None:
         ({"dropped": {"copied": "-3"}}, "1 of them no numbers"),
         ({"dropped": {"copied": "٣"}}, "1 of them no numbers"),
         ({"dropped": {"copied": "9" * 13}}, "1 counts of dropped texts"),
-        ({"dropped": {str(n): "1" for n in range(65)}}, "65 counts"),
+        ({"dropped": {chr(97 + n % 26) * (1 + n // 26): "1" for n in range(65)}}, "65 counts"),
         ({"kept": np.array([1, 2], np.uint8)}, "a mark of 2"),
+        ({"dropped": {"a\x1b[31m": "1"}}, "1 of 1 reasons are no names"),
+        ({"note": "two\nlines"}, "a note of 9 characters"),
+        ({"note": "long" * 600}, "a note of 2400 characters"),
     ],
 )
 def test_augmented_texts_that_are_none(changes: dict[str, Any], reason: str) -> None:

@@ -19,7 +19,7 @@ from fate_llm_ext.algo.fdkt.feedback import best
 from fate_llm_ext.algo.fdkt.filtering import select_demonstrations
 from fate_llm_ext.algo.fdkt.handshake import Agreed, welcome
 from fate_llm_ext.algo.fdkt.prompts import Prompts
-from fate_llm_ext.algo.fdkt.protocol import Augmented, Synthetic, Votes
+from fate_llm_ext.algo.fdkt.protocol import LONGEST_NOTE, Augmented, Synthetic, Votes
 from fate_llm_ext.algo.messages import pack_texts
 from fate_llm_ext.algo.party import derived_seed
 from fate_llm_ext.models.embeddings import open_embedder
@@ -134,7 +134,8 @@ class Arbiter:
         """The texts to their client; returns them."""
         counts = {reason: str(count) for reason, count in dropped.items()}
         texts = pack_texts(made.records.codes, made.records.texts)
-        message = Augmented(**texts, dropped=counts, note=made.note, kept=kept.astype(np.uint8))
+        note = "".join(letter if letter.isprintable() else " " for letter in made.note)[:LONGEST_NOTE]
+        message = Augmented(**texts, dropped=counts, note=note, kept=kept.astype(np.uint8))
         self._channel.send(client.peer, message, round)
         return made.records
 

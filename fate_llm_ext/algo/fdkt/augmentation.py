@@ -236,7 +236,10 @@ class _Writer:
             seed=seed,
             step=watched("asking for labels", self.heartbeat),
         )
-        both = [(drafts[index], parse_label(one.text, self.labels)) for index, one in zip(sent, answers)]
+        both = []
+        for index, one in zip(sent, answers):
+            both.append((drafts[index], parse_label(one.text, self.labels)))
+            self.heartbeat("reading labels")
         for draft, label in sorted(both, key=lambda pair: pair[0].asked != pair[1]):
             if label is None:
                 tally.drop("unreadable_label")
@@ -259,6 +262,8 @@ def trim(written: Completion, labels: Sequence[str]) -> str:
     if not written.finished and len(whole) == 1:
         ends = [match.end() for match in _SENTENCE.finditer(text) if 2 * match.end() >= len(text)]
         text = text[: ends[-1]] if ends else text
+    if text.endswith((":", "：")):  # "Here is a new one:" announces a text and is none
+        return ""
     return text if any(letter.isalnum() for letter in text) else ""
 
 

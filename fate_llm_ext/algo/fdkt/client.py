@@ -11,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, cast
+from typing import Any, Dict, List, Optional, Sequence, Tuple, cast
 
 import numpy as np
 
 from fate_llm_ext.algo.causal import Model
-from fate_llm_ext.algo.control import Records, items, to_records
+from fate_llm_ext.algo.control import Records, encode_prompts, items, to_records
 from fate_llm_ext.algo.fdkt.checks import check_kept, check_texts
 from fate_llm_ext.algo.fdkt.config import FDKTConfig
 from fate_llm_ext.algo.fdkt.feedback import nearest, noisy_votes
@@ -31,9 +31,11 @@ from fate_llm_ext.algo.session import untold
 from fate_llm_ext.algo.synthesis import code_counts, distinct
 from fate_llm_ext.data.collate import Item
 from fate_llm_ext.data.datasets import has_split, read_rows
+from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.embeddings import Embedder
 from fate_llm_ext.privacy.dp_training import DPPlan, DPTrainer
 from fate_llm_ext.privacy.mechanisms import gaussian_noise
+from fate_llm_ext.progress import emit
 
 FDKTParty = Party[FDKTConfig]
 TRAINING = "training the generator"
@@ -82,15 +84,18 @@ class Client:
             judged = read_rows(folder, "test") if has_split(folder, "test") else []
             self.test = to_records(judged, config.control, folder) if judged else NO_TEXTS
         self.generator = self._load_generator()
+        encode_prompts(self.generator.tokenizer, config.control, config.synthesis.max_new_tokens)  # is there room?
         party.phase("", "tokenising the private records")
         with untold():
             self.private: List[Item] = items(self.generator.encode(self.records))
-        self.clipping = ""
+            self._trainer = self._new_trainer(self.plan)
+        self.clipping = f"over all trained weights at once, per-record gradients by {self._trainer.per_sample}"
         self.synthetic = NO_TEXTS
         self.augmented = NO_TEXTS
         self.kept = np.zeros(0, dtype=bool)
         self.note = ""
         self._votes_base: Optional[np.ndarray] = None
+        self._saying_vote = party.saying("comparing texts")
 
     def _load_generator(self) -> Model:
         party, config = self._party, self._party.config
@@ -130,17 +135,15 @@ class Client:
         if party.config.feedback.rounds:
             self._embed_records()
         party.phase("generator", TRAINING)
-        trainer = self._trainer(self.plan)
-        self.clipping = f"over all trained weights at once, per-record gradients by {trainer.per_sample}"
-        party.log_loss("generator", trainer.run(self.plan.steps))
+        party.log_loss("generator", self._trainer.run(self.plan.steps))
 
     def train_without_privacy(self) -> None:
         """The generator anew, with neither noise nor clipping: for a comparison that never leaves the party."""
         self.generator.restore()
         plan = dataclasses.replace(self.plan, noise_multiplier=0.0, max_grad_norm=math.inf)
-        self._trainer(plan).run(plan.steps)
+        self._new_trainer(plan).run(plan.steps)
 
-    def _trainer(self, plan: DPPlan) -> DPTrainer:
+    def _new_trainer(self, plan: DPPlan) -> DPTrainer:
         return DPTrainer(
             self.generator.network,
             self.private,
@@ -152,14 +155,23 @@ class Client:
         )
 
     def write(self) -> None:
-        """Sample labelled texts from the DP generator: post-processing, but for the histogram of labels."""
+        """Sample labelled texts from the DP generator: post-processing, but for the histogram of labels.
+
+        A generator of which no text is valid is bad luck for this client, and no reason to stop the others: it
+        sends none.
+        """
         config = self._party.config
         labels = len(config.control.values)
         shares = None
         if config.control.frequencies == "histogram":
             counts = np.bincount(self.records.codes, minlength=labels)
             shares = counts + gaussian_noise(config.control.histogram_noise, labels)
-        self.synthetic = self.sample("local_synthetic", code_counts(config.synthesis.samples, shares, labels))
+        try:
+            self.synthetic = self.sample("local_synthetic", code_counts(config.synthesis.samples, shares, labels))
+        except ExtensionError as error:
+            if error.code != "E730":
+                raise
+            emit("warning", code=error.code, message=str(error))
 
     def sample(self, arm: str, counts: np.ndarray) -> Records:
         """Valid texts of the generator as it is now, at most ``counts`` [C] per label."""
@@ -216,7 +228,7 @@ class Client:
         """
         self._party.phase("", "embedding the private records")
         with untold():
-            self._votes_base = self._embedder(1).embed(self.records.texts)
+            self._votes_base = self._embed(self.records.texts, 1)
 
     def _vote(self, texts: Records) -> np.ndarray:
         """Noisy number of records to which each text is the nearest (float64 [S])."""
@@ -227,15 +239,16 @@ class Client:
         self.generator.restore()
         try:
             with untold():
-                found = nearest(
-                    self._votes_base, self._embedder(self._party.config.evaluation.batch_size).embed(texts.texts)
-                )
+                embedded = self._embed(texts.texts, self._party.config.evaluation.batch_size)
+                found = nearest(self._votes_base, embedded, lambda done, total: self._saying_vote(""))
                 return noisy_votes(found, len(texts), self._party.config.feedback.noise)
         finally:
             self.generator.restore(trained)
 
-    def _embedder(self, batch_size: int) -> Embedder:
-        return Embedder(self.generator.network, self.generator.tokenizer, batch_size)
+    def _embed(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
+        """Texts as the generator sees them as it is now (float32 [N, d])."""
+        embedder = Embedder(self.generator.network, self.generator.tokenizer, batch_size)
+        return embedder.embed(texts, lambda done, total: self._saying_vote(""))
 
     def _count(self, arm: str, what: str, kept: int, dropped: Dict[str, int], round: int = 0) -> None:
         metrics = self._party.metrics

@@ -23,6 +23,9 @@ from fate_llm_ext.config import (
     Weights,
 )
 
+LONGEST_WORD = 1000  # characters of a label or a description
+MOST_LABELS = 1000
+
 Comparison = Literal["local", "local_synthetic", "non_private"]
 Head = Literal["generation", "classification"]
 
@@ -121,7 +124,9 @@ class FDKTConfig(Group):
 
     seed: int = Field(0, ge=0, description="Of everything but the noise and the sampling of records.")
     control: ControlConfig
-    description: str = Field("a text", min_length=1, description="What a client's texts are, for the LLM's prompts.")
+    description: str = Field(
+        "a text", regex=r"\S", max_length=LONGEST_WORD, description="What a client's texts are, for the LLM's prompts."
+    )
     privacy: PrivacyConfig
     generator: Optional[ModelConfig] = Field(None, description="Base model of the DP generator (clients).")
     generator_weights: Weights = Field("lora", description="Train adapters or all weights of the generator.")
@@ -156,8 +161,14 @@ class FDKTConfig(Group):
                 f"`synthesis.max_new_tokens` {values['synthesis'].max_new_tokens} must be below "
                 f"`control.max_length` {longest}"
             )
-        if len(values["control"].values) < 2:
-            raise ValueError(f"`control.values` holds {len(values['control'].values)} label, a task has 2 or more")
+        labels = values["control"].values
+        if not 2 <= len(labels) <= MOST_LABELS:
+            raise ValueError(f"`control.values` holds {len(labels)} label(s), a task has 2 to {MOST_LABELS}")
+        longest = max(map(len, labels))
+        if longest > LONGEST_WORD:
+            raise ValueError(
+                f"a label of `control.values` has {longest} characters, at most {LONGEST_WORD} are allowed"
+            )
         return values
 
 

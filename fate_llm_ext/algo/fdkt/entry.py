@@ -19,7 +19,7 @@ from fate_llm_ext.algo.session import federated_task
 from fate_llm_ext.data.datasets import write_jsonl
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.privacy import report
-from fate_llm_ext.privacy.report import INFINITE, Artefact
+from fate_llm_ext.privacy.report import Artefact
 from fate_llm_ext.progress import emit
 
 _POST_PROCESSING = "computed from the DP generator's texts and a model that has not read the records"
@@ -85,15 +85,16 @@ def _run_client(
     client.agree()
     client.charge()
     client.train()
-    client.write()
-    client.exchange()
-    party.log_traffic("fdkt")
     said = _statement(party, client)
     report.publish(said)
+    outputs.generator(client, said)  # it is paid for, whatever becomes of the rest
+    client.write()
+    outputs.texts(client)
+    client.exchange()
+    party.log_traffic("fdkt")
     learning = Learning(party, client, student)
 
     def finish() -> None:
-        outputs.generator(client, said)
         outputs.texts(client)
         _say_what_is_missing(party, client)
         learning.fdkt()
@@ -106,7 +107,8 @@ def _say_what_is_missing(party: FDKTParty, client: Client) -> None:
     """A warning where the LLM returned fewer texts than were asked for; with none the model is a local one."""
     asked = party.config.augmentation.samples * (1 + party.config.feedback.rounds)
     if client.note:
-        error = ExtensionError("E740", got=len(client.augmented), asked=asked, note=client.note)
+        got = len(client.augmented)
+        error = ExtensionError("E740" if got < asked else "E741", got=got, asked=asked, note=client.note)
         emit("warning", code=error.code, message=str(error))
 
 
@@ -117,9 +119,10 @@ def _statement(party: FDKTParty, client: Client) -> Dict[str, Any]:
         Artefact("synthetic texts", True, "sampled from the DP generator"),
         Artefact("augmented texts", True, _POST_PROCESSING + (", and noisy votes" if config.feedback.rounds else "")),
     ]
-    private_said = private.statement(party.name, client.data, client.planned, client.spending)
-    if private_said["guarantee"]["epsilon"] == INFINITE:
-        artefacts = [Artefact(one.name, False, "its generator was trained without noise") for one in artefacts]
+    if not client.planned.release.private:
+        artefacts = [
+            Artefact(one.name.replace("DP ", ""), False, "the generator was trained without noise") for one in artefacts
+        ]
     artefacts += [
         Artefact("task model", False, "trained on the private records themselves; it stays at this party"),
         Artefact("results and measurements", False, "computed from private records; they stay at this party"),
@@ -150,17 +153,21 @@ class _Outputs:
         config = self._party.config
         assert config.student is not None
         what = f"Task model, {config.head} head, {config.student_weights} weights of `{config.student.name}`"
-        student.save(Path(self._model.get_directory()), self._card(what, said), said)
+        first = (
+            "**This model is not differentially private**: it has read the private records themselves. Keep it at its "
+            "party. What is said on privacy below is about what has left the party.\n\n"
+        )
+        student.save(Path(self._model.get_directory()), self._card(what, said, first), said)
         self._model.write_metadata({**self._facts(), "base_model": config.student.name, "model": "task model"})
 
     def generator(self, client: Client, said: Dict[str, Any]) -> None:
         """Write the DP generator, for other components to sample from."""
         config = self._party.config
         assert config.generator is not None
-        client.generator.save(
-            Path(self._generator.get_directory()),
-            self._card(f"Generator, {config.generator_weights} weights of `{config.generator.name}`", said),
-        )
+        what = f"Generator, {config.generator_weights} weights of `{config.generator.name}`"
+        private_tag = ", differential-privacy" if client.planned.release.private else ""
+        card = self._card(what, said, tags=f"fdkt, federated-learning{private_tag}")
+        client.generator.save(Path(self._generator.get_directory()), card)
         save_generator(client.generator, config.control, config.synthesis, said, Path(self._generator.get_directory()))
         self._generator.write_metadata({**self._facts(), "base_model": config.generator.name, "model": "generator"})
 
@@ -168,7 +175,8 @@ class _Outputs:
         """Write all texts as ``train.jsonl`` with the columns ``label``, ``text``, ``source`` and ``demonstration``."""
         values = self._party.config.control.values
         rows: List[Dict[str, Any]] = []
-        marks = [*client.kept.tolist(), *(False for _ in client.augmented.texts)]
+        marks = [False] * (len(client.synthetic) + len(client.augmented))
+        marks[: len(client.kept)] = client.kept.tolist()
         for source, records in (("synthetic", client.synthetic), ("augmented", client.augmented)):
             rows += [
                 {"label": values[code], "text": text, "source": source}
@@ -197,12 +205,12 @@ class _Outputs:
     def _facts(self) -> Dict[str, Any]:
         return {"algorithm": "fdkt", "version": __version__}
 
-    def _card(self, what: str, said: Dict[str, Any]) -> str:
+    def _card(self, what: str, said: Dict[str, Any], first: str = "", tags: str = "fdkt, federated-learning") -> str:
         return (
-            "---\ntags: [fdkt, differential-privacy, federated-learning]\n---\n\n"
-            f"# FDKT: {what} ({self._party.role})\n\n"
-            f"Made by fate-llm-ext {__version__} with FDKT (arXiv 2405.14212): a generator trained by DP-SGD writes "
-            "labelled texts, another party's LLM writes more after them, a task model learns from these and from the "
-            f"private records. Seed {self._party.config.seed} (noise and sampling of records come from the operating "
-            "system's entropy).\n\n" + report.card(said)
+            f"---\ntags: [{tags}]\n---\n\n"
+            f"# FDKT: {what} ({self._party.role})\n\n{first}"
+            f"Made by fate-llm-ext {__version__} with FDKT (arXiv 2405.14212): a generator trained on private records "
+            "by DP-SGD (see below with which noise) writes labelled texts, another party's LLM writes more after them, "
+            f"a task model learns from these and from the private records. Seed {self._party.config.seed} (noise and "
+            "sampling of records come from the operating system's entropy).\n\n" + report.card(said)
         )

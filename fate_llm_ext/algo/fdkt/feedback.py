@@ -15,7 +15,7 @@ vote, can depend on the rows beside it.
 from __future__ import annotations
 
 import math
-from typing import Optional
+from typing import Callable, Optional
 
 import numpy as np
 
@@ -24,7 +24,9 @@ from fate_llm_ext.privacy.mechanisms import gaussian_noise
 NOBODY = -1  # the vote of a record that has none
 
 
-def nearest(records: np.ndarray, texts: np.ndarray) -> np.ndarray:
+def nearest(
+    records: np.ndarray, texts: np.ndarray, step: Callable[[int, int], None] = lambda done, total: None
+) -> np.ndarray:
     """For each record the text nearest to it by Euclidean distance; of equally near ones the first.
 
     Embeddings with a value that is not finite are nobody's neighbours: such a text gets no votes, such a record has
@@ -33,6 +35,7 @@ def nearest(records: np.ndarray, texts: np.ndarray) -> np.ndarray:
     Args:
         records: embeddings of the private records, float [N, d].
         texts: of the augmented texts, float [S, d].
+        step: called with (done, total) records after each.
 
     Returns:
         Index of a text, or -1 for a record without a vote (int64 [N]).
@@ -50,6 +53,7 @@ def nearest(records: np.ndarray, texts: np.ndarray) -> np.ndarray:
         if np.isfinite(record).all():
             # ||x - y||² = ||x||² - 2 (x·y - ||y||² / 2)
             votes[index] = places[int(np.argmax(distinct @ record.astype(np.float64) - half_squares))]
+        step(index + 1, len(records))
     return votes
 
 

@@ -72,6 +72,7 @@ class GenerationHead(Head):
         longest = max(len(one.ids) for one in self._spans.spans([" " + label for label in self.labels]))
         self._room = self._max_length - len(self._spans.prefix) - longest - 1  # the end token
         self._with_end = any(a != b and b.startswith(a) for a in self.labels for b in self.labels)
+        self.prompts([""])  # a prompt without room for a text is found out before anything is paid for
 
     def learn(self, sources: Sources, config: TrainConfig, seed: int, phase: str) -> float:
         """See :meth:`Head.learn`."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections import Counter
-from typing import Callable, List, NamedTuple, Optional, Sequence
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 _WORD = re.compile(r"[^\W_]+")
 # Ends what is said about the first label: an answer is often followed by its explanation, which may name others.
@@ -31,27 +32,41 @@ def parse_label(answer: str, labels: Sequence[str]) -> Optional[int]:
     Case, punctuation and spaces inside a label do not count (``sci - tech`` is ``Sci/Tech``) unless labels differ in
     nothing else. Of labels that contain each other the longest counts (``very good``, not ``good``). Denied ones do
     not count (``not World``). The first sentence or line that names a label decides; what follows is explanation.
+    What stands in ``<think>`` before the answer does not count, and without its end there is no answer.
     """
-    mentions = _mentions(unicodedata.normalize("NFKC", answer), labels)
+    known = _known(tuple(labels))
+    text = known.fold(unicodedata.normalize("NFKC", answer.rpartition("</think>")[2]))
+    mentions = [] if "<think>" in text else _mentions(text, known)
     if not mentions:
         return None
-    text = _folding(labels)(unicodedata.normalize("NFKC", answer))
     end = _END.search(text, mentions[0].end)
     named = {one.label for one in mentions if end is None or one.start < end.start()}
     return named.pop() if len(named) == 1 else None
 
 
-def _mentions(answer: str, labels: Sequence[str]) -> List[_Mention]:
-    """Where labels stand in the answer, in order; without those inside a longer one, and without denied ones."""
+class _Known(NamedTuple):
+    """A list of labels, made ready to be looked for: how case is removed, and an expression for each label."""
+
+    fold: Callable[[str], str]
+    expressions: Tuple[re.Pattern[str], ...]
+
+
+@functools.lru_cache(maxsize=8)
+def _known(labels: Tuple[str, ...]) -> _Known:
     fold = _folding(labels)
-    text = fold(answer)
     names = [fold(unicodedata.normalize("NFKC", label).strip()) for label in labels]
     words = [tuple(_WORD.findall(name)) for name in names]
     shared = Counter(words)
+    patterns = (_pattern(own if own and shared[own] == 1 else (), name) for name, own in zip(names, words))
+    return _Known(fold, tuple(map(re.compile, patterns)))
+
+
+def _mentions(text: str, known: _Known) -> List[_Mention]:
+    """Where labels stand in the folded text, in order; without those inside a longer one, and without denied ones."""
     found = [
         _Mention(match.start(), match.end(), index)
-        for index, (name, own) in enumerate(zip(names, words))
-        for match in re.finditer(_pattern(own if own and shared[own] == 1 else (), name), text)
+        for index, expression in enumerate(known.expressions)
+        for match in expression.finditer(text)
     ]
     longest = [one for one in found if not any(one.within(other) for other in found)]
     return sorted(one for one in longest if not _NEGATION.search(text, 0, one.start))

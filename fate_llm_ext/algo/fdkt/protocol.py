@@ -23,14 +23,19 @@ Dimensions: S texts, B bytes, K texts that the client had sent.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Dict, List, Tuple
 
 import numpy as np
 
+from fate_llm_ext.algo.fdkt.config import LONGEST_WORD, MOST_LABELS
 from fate_llm_ext.algo.messages import MessageRow, Texts
 from fate_llm_ext.federation.codec import WireMessage, array
 from fate_llm_ext.privacy.events import Gaussian, PoissonGaussian
+
+LONGEST_NOTE = 2000  # characters
+_REASON = re.compile(r"[a-z_]{1,40}")
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,14 @@ class Hello(WireMessage):
     description: str
 
     def validate(self) -> None:
-        """There are labels, all different, of a size that fits into a prompt."""
+        """There are labels, all different, of a number and size that fit into a prompt."""
+        if len(self.labels) > MOST_LABELS:
+            raise ValueError(f"{len(self.labels)} labels, at most {MOST_LABELS} are allowed")
         if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
             raise ValueError(f"{len(self.labels)} labels, {len(set(self.labels))} different ones")
         longest = max(len(one) for one in [*self.labels, self.description])
         if longest > LONGEST_WORD or not all(one.strip() for one in [*self.labels, self.description]):
             raise ValueError(f"a label or description is empty or has {longest} of at most {LONGEST_WORD} characters")
-
-
-LONGEST_WORD = 1000  # characters of a label or a description
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,13 @@ class Augmented(Texts):
     kept: np.ndarray = array("u1", "K")
 
     def validate(self) -> None:
-        """Texts are valid, counts are numbers."""
+        """Texts are valid, counts are numbers; what will be shown to the client's people is a line of plain text."""
         super().validate()
+        if len(self.note) > LONGEST_NOTE or not self.note.isprintable():
+            raise ValueError(f"a note of {len(self.note)} characters, not at most {LONGEST_NOTE} printable ones")
+        odd = [reason for reason in self.dropped if not _REASON.fullmatch(reason)]
+        if odd:
+            raise ValueError(f"{len(odd)} of {len(self.dropped)} reasons are no names")
         wrong = [reason for reason, count in self.dropped.items() if not (count.isascii() and count.isdigit())]
         if wrong or len(self.dropped) > 64 or any(len(count) > 12 for count in self.dropped.values()):
             raise ValueError(f"{len(self.dropped)} counts of dropped texts, {len(wrong)} of them no numbers")

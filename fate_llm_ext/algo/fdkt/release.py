@@ -29,13 +29,13 @@ def release(config: FDKTConfig, training: PoissonGaussian, job: str, recipients:
         job: the job's id.
         recipients: all other parties of the task.
     """
-    parts = ["texts of the DP generator with their labels"]
+    private = training.noise_multiplier > 0  # without noise nothing is, whatever clipping and sampling do
+    parts = [f"texts of the {'DP ' if private else ''}generator with their labels"]
     if config.control.frequencies == "histogram":
         parts.append("noisy counts of the labels")
     if config.feedback.rounds:
         parts.append(f"noisy votes for augmented texts (rounds: {config.feedback.rounds})")
-    # Without noise nothing is private, whatever clipping and sampling do.
-    mechanisms: List[Mechanism] = [training, *other_mechanisms(config)] if training.noise_multiplier else [NonPrivate()]
+    mechanisms: List[Mechanism] = [training, *other_mechanisms(config)] if private else [NonPrivate()]
     return Release("fdkt", job, ", ".join(parts), tuple(recipients), tuple(mechanisms))
 
 
