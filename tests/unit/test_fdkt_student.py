@@ -277,9 +277,8 @@ def test_a_prompt_that_ends_with_a_space(base: Path) -> None:
 
 
 def test_a_prompt_without_room_for_a_text(base: Path) -> None:
-    model = task_model(base, prompts={"student": "{{ text }}" + " and so on" * 30})
     with pytest.raises(ExtensionError, match=r"E720 .*room for \d+\. Next: Raise `control.max_length`"):
-        model.label_probabilities(TEXTS)
+        task_model(base, prompts={"student": "{{ text }}" + " and so on" * 30}).label_probabilities(TEXTS)
 
 
 # --- saved and read again -----------------------------------------------------------------------------
