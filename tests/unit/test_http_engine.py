@@ -337,9 +337,11 @@ def test_the_pace_holds_after_a_pause_and_turns_go_by_order() -> None:
     pacer.pause(0.6)
     pacer.pause(0.3)  # says nothing new
     assert not pacer.take_turn(never, until=time.monotonic() + 0.5)
+    threads.append(threading.Thread(target=go, args=(7,)))
+    threads[-1].start()
     for thread in threads:
         thread.join()
-    assert [name for name, _ in taken] == list(range(7))
+    assert [name for name, _ in taken] == list(range(8))
     after = [at for _, at in taken[before:]]
     assert before >= 1
     assert len(after) >= 2
