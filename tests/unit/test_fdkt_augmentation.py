@@ -368,6 +368,7 @@ def test_logs_and_signs_of_life_hold_no_text(caplog: pytest.LogCaptureFixture) -
         ("half a pair \ud83d", True, "half a pair"),
         (" -- ", True, ""),
         ("", False, ""),
+        ("Sure! Here is a new one:", True, ""),
     ],
 )
 def test_trim(written: str, finished: bool, text: str) -> None:
@@ -439,6 +440,8 @@ STARS = ["1", "2", "3", "4", "5"]
         ("U.S. news. Not World.", ["U.S. news", "World"], "U.S. news"),
         ("World or U.S. news", ["U.S. news", "World"], None),
         ("cafe\u0301", ["caf\u00e9", "bar"], "caf\u00e9"),
+        ("<think>\nIs it World? The text is about", ["World", "Sports"], None),
+        ("<think>\nIs it World?</think>\n\nSports", ["World", "Sports"], "Sports"),
     ],
 )
 def test_parse_label(answer: str, labels: List[str], expected: str) -> None:

@@ -103,6 +103,7 @@ def facts(settings: Settings) -> Dict[str, Any]:
     """What training and prediction must have in common, by the parameter that says it."""
     common = {
         "control.values": label_words(settings),
+        "control.max_length": settings.control.max_length,
         "head": settings.head,
         "student_weights": settings.student_weights,
     }
