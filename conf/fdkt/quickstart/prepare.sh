@@ -29,6 +29,6 @@ tiny() {  # tiny NAME WIDTH STEPS CONTEXT CORPUS_OPTIONS...
     fate-llm-ext models tiny --out "$out" --vocab-size 1200 --hidden "$width" --layers 2 --steps "$steps" \
         --context "$context" --batch-tokens 1920 --force "$@"
 }
-tiny slm 64 250 128 --corpus "$root/tickets_plain.jsonl" --corpus "$root/reviews_plain.jsonl" --text-column completion
+tiny slm 64 300 128 --corpus "$root/tickets_plain.jsonl" --corpus "$root/reviews_plain.jsonl" --text-column completion
 tiny llm 96 1200 320 --corpus "$root/tickets_read.jsonl" --corpus "$root/reviews_read.jsonl"
 touch "$root/ready"
