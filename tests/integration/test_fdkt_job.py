@@ -217,6 +217,7 @@ def test_the_models_load_anywhere(finished: Finished, world: Path) -> None:
     classifier = transformers.AutoModelForSequenceClassification.from_pretrained(str(host / "output_model"))
     assert [classifier.config.id2label[place] for place in range(3)] == list(SENTIMENTS)
     for folder in (guest, host):
+        assert "**This model is not differentially private**" in (folder / "output_model" / "README.md").read_text()
         for name in ("output_model", "generator_model"):
             assert "## Privacy" in (folder / name / "README.md").read_text()
             assert str(world) not in "".join(path.read_text() for path in (folder / name).glob("*.json"))
@@ -302,5 +303,7 @@ def test_without_noise_it_is_said_to_be_no_privacy(unread: Finished) -> None:
     assert said["guarantee"]["epsilon"] == "infinity"
     assert not [one for one in said["artefacts"] if one["private"]]
     folder = directory / "fdkt_0" / "guest_9999" / "model" / "generator_model"
-    assert "no differential privacy" in (folder / "README.md").read_text().lower()
+    card = (folder / "README.md").read_text()
+    assert "Not differentially private: ε = ∞" in card
+    assert "differential-privacy" not in card.split("---")[1], "no tag that promises it"
     assert read_generator(folder).epsilon == "infinity"
