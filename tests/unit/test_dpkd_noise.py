@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from fate_llm_ext.algo.dpkd.baselines import half_plan
-from fate_llm_ext.privacy.mechanisms import gaussian_noise
 from fate_llm_ext.config import PrivacyConfig
 from fate_llm_ext.privacy.accountants import epsilon
 from fate_llm_ext.privacy.dp_training import plan_training
+from fate_llm_ext.privacy.mechanisms import gaussian_noise
 
 
 @pytest.mark.parametrize("target", [0.5, 2.0, 8.0])

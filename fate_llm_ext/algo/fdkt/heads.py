@@ -7,7 +7,7 @@ answer.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Callable, List, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -185,4 +185,5 @@ def fitting(spans: SpanTokenizer, render: Callable[[str], str], texts: Sequence[
     return prompts
 
 
-HEADS = {"generation": GenerationHead, "classification": ClassificationHead}
+MakeHead = Callable[[Any, Any, Settings, Callable[[str], None]], Head]
+HEADS: Dict[str, MakeHead] = {"generation": GenerationHead, "classification": ClassificationHead}
