@@ -16,6 +16,7 @@ either one site's settings or, for trials on one machine, one section per party:
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
@@ -60,7 +61,9 @@ class Endpoint(pydantic.BaseModel):
     model: Optional[str] = Field(None, description="Model name to ask for; default: the only one that it serves.")
     key_file: Optional[str] = Field(None, description="File that holds the API key and nothing else.")
     ca_file: Optional[str] = Field(None, description="Certificates to trust, for a server with one of your own.")
-    api: Literal["completions", "chat"] = Field("chat", description="Which of the two interfaces to use.")
+    api: Literal["completions", "chat"] = Field(
+        "completions", description="completions: prompts are plain text; chat: the server adds the chat template."
+    )
     top_k: bool = Field(
         True, description="The server knows top_k (vLLM, SGLang); false: it is not sent, the job's value has no effect."
     )
@@ -69,6 +72,13 @@ class Endpoint(pydantic.BaseModel):
     timeout_seconds: float = Field(120.0, gt=0.0, description="Longest wait for one answer.")
     deadline_seconds: float = Field(600.0, gt=0.0, description="Longest time for one text, all retries together.")
     retries: int = Field(5, ge=0, description="Retries of one request, with growing pauses.")
+
+    @pydantic.validator("url")
+    def _no_password(cls, url: str) -> str:
+        """A user name in the URL would replace the key in each request, and stand in an error of the library."""
+        if "@" in re.split("[/?#]", url.partition("//")[2], maxsplit=1)[0]:
+            raise ValueError("no user name or password here; put the key into a file and name it as `key_file`")
+        return url
 
 
 class Site(pydantic.BaseModel):

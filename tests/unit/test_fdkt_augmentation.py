@@ -322,6 +322,39 @@ def test_a_question_about_a_label_that_does_not_fit() -> None:
     assert len(made.records) == 20
 
 
+class RefusingEngine(RuleEngine):
+    """A server that refuses some prompts."""
+
+    def __init__(self, refuses: Callable[[str], bool]) -> None:
+        super().__init__(on_topic, topic)
+        self.refuses = refuses
+
+    def generate(self, prompts: Sequence[str], *args: Any, **options: Any) -> List[Completion]:
+        written = super().generate(prompts, *args, **options)
+        return [Completion("", True, refused=True) if self.refuses(p) else one for p, one in zip(prompts, written)]
+
+
+def test_texts_that_are_refused_are_counted_and_asked_for_again() -> None:
+    rare = RefusingEngine(lambda prompt: wanted(prompt) == "Sports" and zlib.crc32(prompt.encode()) % 3 == 0)
+    made = run(rare, demonstrations((20,) * 4), attempts=6)
+    assert counts(made) == [10] * 4
+    assert made.dropped["refused"] == sum(map(rare.refuses, rare.written)) > 0
+    assert made.dropped["empty"] == 0
+
+    made = run(RefusingEngine(lambda prompt: wanted(prompt) == "Sports"))
+    assert counts(made) == [10, 0, 10, 10]
+    assert f"{made.dropped['refused']} refused" in made.note
+    assert "labels without a text: Sports" in made.note
+
+
+def test_questions_about_labels_that_are_refused_are_unreadable_answers() -> None:
+    engine = RefusingEngine(lambda prompt: prompt.endswith("Answer:") and zlib.crc32(prompt.encode()) % 3 == 0)
+    made = run(engine)
+    assert len(made.records) == 40
+    assert made.dropped["unreadable_label"] == sum(map(engine.refuses, engine.questions)) > 0
+    assert made.dropped["refused"] == made.dropped["empty"] == 0
+
+
 def test_the_seed_decides_and_nothing_else() -> None:
     def texts(**changes: Any) -> List[str]:
         return run(RuleEngine(on_topic, topic), **changes).records.texts

@@ -503,6 +503,15 @@ def test_large_clusters_are_shown_in_parts() -> None:
     assert sorted(itertools.chain(*engine.seen)) == sorted(records.texts)
 
 
+def test_a_refusal_is_no_answer(news: News) -> None:
+    """It is not `none`: the cluster's texts are not lost."""
+    refused = select(news, Scripted(lambda texts: Completion("", True, refused=True)))
+    distance = select(news, Scripted(careful), judge="distance")
+    assert refused.unread == refused.clusters > 0
+    assert refused.kept.tolist() == distance.kept.tolist()
+    assert refused.kept.any()
+
+
 @pytest.mark.parametrize(
     ("answer", "finished", "kept"),
     [("1, 12", True, [0, 11]), ("1, 1", False, [0]), ("2, 1", False, [1]), ("1, 9", False, [0, 8]), ("1", False, None)],

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +14,7 @@ from fate_llm_ext.algo.fdkt.config import PromptsConfig
 from fate_llm_ext.algo.fdkt.prompts import Prompts, one_line
 from fate_llm_ext.errors import ExtensionError
 
+ROOT = Path(__file__).parents[2]
 PROMPTS = Prompts(PromptsConfig())
 LABELS = ["World", "Sports"]
 LINE_ENDS = ["\n", "\r\n", "\r", "\n\n", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"]
@@ -25,6 +30,21 @@ def test_the_default_prompts() -> None:
     assert PROMPTS.augment("a news item", LABELS, [], "World") == "World:"
     assert PROMPTS.label("a news item", LABELS, "one") == "one\nWhich of World, Sports?\nAnswer:"
     assert PROMPTS.student("one\ntwo", LABELS) == "one\ntwo\nLabel:"
+
+
+def test_the_prompts_for_a_server_that_only_chats() -> None:
+    """The example in the documentation."""
+    _, found, behind = (ROOT / "docs/engines.md").read_text().partition("    prompts:\n")
+    block = "".join(itertools.takewhile(lambda line: line.startswith("    ") or line == "\n", behind.splitlines(True)))
+    values = yaml.safe_load(found + block)["prompts"]
+    assert set(values) == {"augment", "label"}
+    prompts = Prompts(PromptsConfig(**values))
+    asked = prompts.augment("a news item", LABELS, [("World", "one"), ("Sports", "two")], "World")
+    assert asked.startswith(
+        "Here are examples of a news item, with their labels.\n\nWorld: one\nSports: two\n\nWrite one"
+    )
+    assert asked.rstrip().endswith("no comment.")
+    assert prompts.label("a news item", LABELS, "one\ntwo").startswith("one two\n\nWhich one of these labels")
 
 
 @pytest.mark.parametrize("end", LINE_ENDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -20,9 +21,10 @@ from faulty_server import FAULTS, Handler, Script, crashed, echo, serving, twice
 from fate_llm_ext.config import GenerationConfig, LLMConfig
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.engines import Completion, HTTPEngine, http, inflight, open_engine, transport
-from fate_llm_ext.site import Endpoint, Site
+from fate_llm_ext.site import Endpoint, Site, load_sites
 
 KEY = "sk-very-secret"
+REFUSED = Completion("", True, refused=True)
 CONFIG = GenerationConfig(max_new_tokens=20, top_k=7, top_p=0.8, temperature=0.5)
 
 
@@ -96,13 +98,14 @@ def test_a_text_keeps_its_seed_over_retries_and_shares_it_with_none() -> None:
 
     asked = prompts(20)
     with serving(script) as server:
-        engine(server.url).generate(asked, CONFIG, seed=5)
+        chat = engine(server.url, api="chat")
+        chat.generate(asked, CONFIG, seed=5)
         first = [(body["messages"][0]["content"], body["seed"]) for body in server.bodies]
         server.bodies.clear()
-        engine(server.url).generate(asked, CONFIG, seed=5)
+        chat.generate(asked, CONFIG, seed=5)
         again = [(body["messages"][0]["content"], body["seed"]) for body in server.bodies]
         server.bodies.clear()
-        engine(server.url).generate(asked, CONFIG, seed=6)
+        chat.generate(asked, CONFIG, seed=6)
         other = {body["seed"] for body in server.bodies}
     assert len(first) == 40
     assert set(first) == set(again)
@@ -200,6 +203,66 @@ def test_a_refusal_is_an_error_at_once(status: int, code: str) -> None:
         assert server.attempts.total() == 1
     assert error.code == code
     assert f"'llm' refused text 1 of 1 with status {status}" in str(error)
+
+
+def refusing(status: int) -> Script:
+    """Refuses every prompt but the trial request and those that end with an even number."""
+
+    def script(handler: Handler, prompt: str, attempt: int) -> None:
+        if prompt == "a" or prompt[-1] in "02468":
+            handler.good(prompt)
+        else:
+            handler.answer(f"Traceback: {prompt} {KEY}".encode(), status)
+
+    return script
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_text_that_is_refused_says_so_once_the_trial_has_passed(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked, steps = prompts(7), []
+    with serving(refusing(status)) as server, caplog.at_level(logging.DEBUG):
+        with opened(server.url, None) as one:
+            got = one.generate(asked, CONFIG, seed=0, step=lambda *at: steps.append(at))
+            again = one.generate(["b 1", "b 3"], CONFIG, seed=0)
+        assert set(server.attempts.values()) == {1}
+    assert got == [one if row % 2 == 0 else REFUSED for row, one in enumerate(echoed(asked))]
+    assert steps[-1] == (7, 7)
+    assert again == [REFUSED] * 2, "it has answered, so this is about these texts"
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("fate_llm_ext")]
+    assert said == ["endpoint llm refused 3 of 7 texts", "endpoint llm refused 2 of 2 texts"]
+
+
+def test_an_answer_that_is_a_refusal() -> None:
+    """A content filter's, with status 200."""
+    answers = {
+        "filtered": {"message": {"content": None}, "finish_reason": "content_filter"},
+        "partly": {"message": {"content": "half of"}, "finish_reason": "content_filter"},
+        "declined": {"message": {"content": None, "refusal": "I cannot"}, "finish_reason": "stop"},
+        "fine": {"message": {"content": "x", "refusal": None}, "finish_reason": "stop"},
+    }
+
+    def script(handler: Handler, prompt: str, attempt: int) -> None:
+        handler.answer(json.dumps({"choices": [answers.get(prompt, answers["fine"])]}).encode())
+
+    with serving(script) as server, opened(server.url, None, api="chat", retries=0) as one:
+        assert one.generate(list(answers), CONFIG, seed=0) == [REFUSED] * 3 + [Completion("x", True)]
+
+
+def test_a_server_that_refuses_every_text() -> None:
+    with serving(refusing(400)) as server, opened(server.url, None) as one:
+        assert one.generate(["b 1"], CONFIG, seed=0) == [REFUSED], "one text says nothing about the next"
+        error, _ = failure(one, ["private 1", "private 3", "private 5"])
+        assert error.code == "E413"
+        assert "'llm' refused all of 3 texts with status 400" in str(error)
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, "E415"), (404, "E413"), (402, "E413")])
+def test_what_is_not_about_a_text_stays_an_error(status: int, code: str) -> None:
+    with serving(refusing(status)) as server, opened(server.url, None) as one:
+        error, _ = failure(one, prompts(7))
+    assert error.code == code
 
 
 def test_a_server_that_is_down() -> None:
@@ -355,8 +418,57 @@ def test_retry_after_is_seconds_or_a_date() -> None:
     in_a_minute = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 60))
     assert 57 < (transport._retry_after(in_a_minute) or 0) < 61
     assert transport._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-    assert transport._retry_after("soon") is None
     assert transport._retry_after(None) is None
+
+
+@pytest.mark.parametrize(
+    "value", ["soon", "", "9" * 400, "9" * 5000, "1e999", "nan", "999999999", "Fri, 31 Dec 9999 23:59:59 GMT", "1 2 3"]
+)
+def test_a_retry_after_that_makes_no_sense_is_none(value: str) -> None:
+    assert transport._retry_after(value) is None
+
+    def script(handler: Handler, prompt: str, attempt: int) -> None:
+        handler.answer(b"{}", 429, {"Retry-After": value}) if attempt == 1 else handler.good(prompt)
+
+    with serving(script) as server:
+        assert engine(server.url).generate(["a"], CONFIG, seed=0) == echoed(["a"])
+
+
+@pytest.mark.parametrize(("status", "headers"), [(429, {"Retry-After": "0"}), (429, {}), (503, {"Retry-After": "0"})])
+def test_a_server_that_is_too_busy_uses_up_no_retries(status: int, headers: dict[str, str]) -> None:
+    def script(handler: Handler, prompt: str, attempt: int) -> None:
+        handler.answer(b"{}", status, headers) if attempt <= 6 else handler.good(prompt)
+
+    with serving(script) as server:
+        assert engine(server.url, retries=1).generate(["a"], CONFIG, seed=0) == echoed(["a"])
+        gaps = [later - earlier for earlier, later in zip(server.arrivals, server.arrivals[1:])]
+    assert len(gaps) == 6
+    assert gaps[-1] > 0.16, "0 seconds of Retry-After do not replace the pauses, which double"
+
+
+def test_the_deadline_holds_for_a_server_that_is_too_busy() -> None:
+    def script(handler: Handler, prompt: str, attempt: int) -> None:
+        handler.answer(b"{}", 429, {"Retry-After": "0"})
+
+    with serving(script) as server:
+        error, seconds = failure(engine(server.url, retries=0, deadline_seconds=0.6), prompts(1))
+        tried = sum(server.attempts.values())
+    assert error.code == "E414"
+    assert tried > 3
+    assert f"{tried} attempt(s)" in str(error)
+    assert f"allowed are 1 attempt(s) beside {tried} that it was too busy for, in 0.6 s" in str(error)
+    assert seconds < 3
+
+
+def test_pauses_double_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2.0 ** 1100 is no number."""
+    monkeypatch.setattr(transport, "FIRST_PAUSE", 0.0)
+
+    def script(handler: Handler, prompt: str, attempt: int) -> None:
+        handler.answer(b"{}", 429) if attempt <= 1100 else handler.good(prompt)
+
+    with serving(script) as server:
+        assert engine(server.url).generate(["a"], CONFIG, seed=0) == echoed(["a"])
 
 
 def test_requests_per_second() -> None:
@@ -385,11 +497,11 @@ def test_the_request_says_what_the_job_says(
         handler.answer(handler.text("x"), headers={"Set-Cookie": "who=you; Path=/"})
 
     with serving(script) as server:
-        one = engine(server.url, concurrency=1)
+        one = engine(server.url, api="chat", concurrency=1)
         one.generate(["a", "b"], CONFIG, seed=0, stop=["1", "", "2", "3", "4", "5"])
         one.generate(["c"], CONFIG.copy(update={"top_k": 1}), seed=0)
         one.generate(["d"], CONFIG.copy(update={"top_k": 0}), seed=0)
-        without = engine(server.url, api="completions", top_k=False)
+        without = engine(server.url, top_k=False)
         without.generate(["e"], CONFIG, seed=0)
         without.generate(["e"], CONFIG, seed=0)
         HTTPEngine(endpoint(server.url), None, "llm").generate(["f"], CONFIG, seed=0)
@@ -423,7 +535,7 @@ def test_how_a_text_ended() -> None:
         handler.answer(handler.text(*answers[prompt]))
 
     with serving(script) as server:
-        got = engine(server.url).generate(list(answers), CONFIG, seed=0, stop=["b", "\n\n"])
+        got = engine(server.url, api="chat").generate(list(answers), CONFIG, seed=0, stop=["b", "\n\n"])
     assert got == [Completion("long", False), Completion("a", True), Completion("", False), Completion("", True)]
 
 
@@ -525,7 +637,7 @@ def test_a_trial_of_one_token_with_all_fields_opens_the_engine() -> None:
         opened(server.url, None)
     (body,) = server.bodies
     assert body["max_tokens"] == 1
-    assert set(body) == {"model", "messages", "max_tokens", "seed", "temperature", "top_p", "top_k", "stop"}
+    assert set(body) == {"model", "prompt", "max_tokens", "seed", "temperature", "top_p", "top_k", "stop"}
 
 
 @pytest.mark.parametrize(
@@ -544,6 +656,24 @@ def test_what_is_wrong_shows_when_the_engine_is_opened(key_file: Path, status: i
         opened(server.url, key_file, retries=1)
     with pytest.raises(ExtensionError, match=r"E414 .*no usable answer to a trial request: 2 attempt.*refused"):
         opened(server.url, key_file, retries=1)
+
+
+def test_prompts_are_plain_text_unless_the_site_says_otherwise() -> None:
+    assert Endpoint(url="http://127.0.0.1:1/v1").api == "completions"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://me:hidden@host/v1", "https://hidden@host:8000/v1", "http://:hidden@host?x", "http://a@hidden@host#x/v1"],
+)
+def test_a_password_in_the_url_is_refused(tmp_path: Path, url: str) -> None:
+    """It would be sent in place of the key."""
+    file = tmp_path / "site.yaml"
+    file.write_text(f"endpoints: {{llm: {{url: '{url}'}}}}\n")
+    with pytest.raises(ExtensionError, match=r"E113 .*llm\.url: no user name or password here.*`key_file`") as caught:
+        load_sites(file)
+    assert "hidden" not in str(caught.value)
+    assert Endpoint(url="http://host/v1/@name?me@here").url == "http://host/v1/@name?me@here"
 
 
 def test_an_adapter_cannot_be_asked_for() -> None:

@@ -26,10 +26,11 @@ from fate_llm_ext.models.engines.base import Completion, Engine
 __all__ = ["REASONS", "Augmentation", "augment", "parse_label"]
 logger = logging.getLogger(__name__)
 
-# Why a prompt gave no text: no room for a demonstration (or for the question about the label); nothing written; the
-# text repeats a demonstration or an earlier text; it copies its demonstrations; no answer about its label could be
-# read; that answer is not the label asked for (label_by: both); its label has all its texts.
-REASONS = ("no_room", "empty", "duplicate", "copied", "unreadable_label", "label_differs", "surplus")
+# Why a prompt gave no text: no room for a demonstration (or for the question about the label); the server refused it;
+# nothing written; the text repeats a demonstration or an earlier text; it copies its demonstrations; no answer about
+# its label could be read (or was given); that answer is not the label asked for (label_by: both); its label has all
+# its texts.
+REASONS = ("no_room", "refused", "empty", "duplicate", "copied", "unreadable_label", "label_differs", "surplus")
 
 _STOP = ("\n\n",)  # demonstrations are paragraphs
 _ENOUGH = 64  # so many prompts of a wave that give nothing say that further ones will not either
@@ -200,8 +201,9 @@ class _Writer:
         )
         texts = [trim(one, self.labels) for one in written]
         fresh = [index - len(self.seen) for index in distinct([*self.seen, *texts])[0] if index >= len(self.seen)]
-        empty = texts.count("")
-        tally.drop("empty", empty)
+        refused, empty = sum(one.refused for one in written), texts.count("")  # what is refused is empty
+        tally.drop("refused", refused)
+        tally.drop("empty", empty - refused)
         tally.drop("duplicate", len(texts) - empty - len(fresh))
         drafts = []
         for place in fresh:

@@ -20,10 +20,13 @@ class Completion:
     Attributes:
         text: without the prompt, the end token and the stop string.
         finished: it ended by itself or at a stop string; False: it was cut at ``max_new_tokens``.
+        refused: a server would not answer this prompt (too long, or its content filter); the text is empty. A local
+            model refuses none.
     """
 
     text: str
     finished: bool
+    refused: bool = False
 
 
 class Engine(ABC):
@@ -47,13 +50,15 @@ class Engine(ABC):
     ) -> List[Completion]:
         """One completion of each prompt, in their order; all of them or an error.
 
+        A prompt that is refused for what it says has an empty completion in its place, see :class:`Completion`.
+
         Args:
             seed: the same one gives the same texts, as far as the engine can promise it.
             stop: a text ends before the first of these strings that it holds.
             step: called with (done, total) prompts as they are done.
 
         Raises:
-            ExtensionError: a prompt cannot be answered; none is left out.
+            ExtensionError: a prompt has no answer, or all are refused; none is left out.
         """
 
     @abstractmethod

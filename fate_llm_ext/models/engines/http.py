@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 _MOST_STOPS = 4  # OpenAI's limit; texts are cut at the others when they are here
 _GRACE = 5.0  # seconds after a text's deadline in which its own thread may notice it
 _TRIAL = GenerationConfig(max_new_tokens=1)
+_REFUSED = Completion("", True, refused=True)
 _HERE = ("localhost", "127.0.0.1", "::1")
 
 
@@ -56,6 +57,8 @@ class HTTPEngine(Engine):
         self._model = endpoint.model
         self._transport = Transport(endpoint, key, name, verify)
         self._told = False
+        self._tried = False  # the trial request has passed: a refusal is about a prompt
+        self._answered = False  # and so has a prompt of the job
 
     def connect(self) -> None:
         """Ask for a text of one token: a job shall not find out later, when it has spent privacy, that nobody answers.
@@ -75,6 +78,7 @@ class HTTPEngine(Engine):
                 raise ExtensionError("E416", name=self.name, count=len(models), models=shown)
             self._model = models[0]
         self._texts(["a"], _TRIAL, 0, ["\n"], lambda _: "a trial request")
+        self._tried = True
 
     def generate(
         self,
@@ -87,8 +91,12 @@ class HTTPEngine(Engine):
     ) -> List[Completion]:
         """See :meth:`Engine.generate`; ``batch_size`` has no meaning here.
 
+        Once the trial request has passed, a prompt that is refused (status 400, 413, 422, or an answer that says so)
+        gets a completion that says it; the number is logged.
+
         Raises:
-            ExtensionError: E413, E415 the server refuses a request; E414 a text has no usable answer within retries
+            ExtensionError: E413 the server refuses a request for another reason, or all of several prompts before it
+                has answered one; E415 it refuses the key; E414 a text has no usable answer within retries
                 and deadline; E416 see :meth:`connect`; E417 the server cannot be asked.
         """
         if not prompts:
@@ -98,7 +106,12 @@ class HTTPEngine(Engine):
         if config.top_k != 1 and not self._endpoint.top_k and not self._told:
             logger.warning("endpoint %s does not know top_k: the job's %d has no effect", self.name, config.top_k)
             self._told = True
-        return self._texts(prompts, config, seed, stop, lambda row: f"text {row + 1} of {len(prompts)}", step)
+        texts = self._texts(prompts, config, seed, stop, lambda row: f"text {row + 1} of {len(prompts)}", step)
+        refused = sum(one.refused for one in texts)
+        if refused:
+            logger.warning("endpoint %s refused %d of %d texts", self.name, refused, len(texts))
+        self._answered |= refused < len(texts)
+        return texts
 
     def fits(self, prompts: Sequence[str], config: GenerationConfig) -> np.ndarray:
         """True for every prompt (bool [N]): only the server knows its context, and refuses what is too long."""
@@ -114,13 +127,23 @@ class HTTPEngine(Engine):
         step: Step = lambda done, total: None,
     ) -> List[Completion]:
         path = "/chat/completions" if self._endpoint.api == "chat" else "/completions"
-        return self._gather(
+        statuses: List[int] = []
+
+        def refused(status: int) -> Completion:
+            statuses.append(status)
+            return _REFUSED
+
+        texts = self._gather(
             lambda row: ("POST", path, self._body(prompts[row], config, seed, row, stop)),
             lambda answer: self._completion(answer, stop),
             what,
             len(prompts),
             step,
+            refused if self._tried else None,
         )
+        if len(texts) > 1 and not self._answered and all(one.refused for one in texts):
+            raise self._transport.refusal(f"all of {len(texts)} texts", statuses[-1] if statuses else 200)
+        return texts
 
     def _gather(
         self,
@@ -129,8 +152,9 @@ class HTTPEngine(Engine):
         what: Callable[[int], str],
         count: int,
         step: Step = lambda done, total: None,
+        refused: Optional[Callable[[int], Any]] = None,
     ) -> List[Any]:
-        """Answers of ``count`` requests (method, path, body), in order."""
+        """Answers of ``count`` requests (method, path, body), in order; ``refused``: as in the transport."""
         said = time.monotonic()
 
         def waiting(done: int) -> None:
@@ -145,8 +169,9 @@ class HTTPEngine(Engine):
 
         def work(ticket: inflight.Ticket) -> Any:
             method, path, body = request(ticket.row)
+            about = what(ticket.row)
             return self._transport.ask(
-                method, path, body, read, what=what(ticket.row), cancelled=ticket.cancelled, begun=ticket.begin
+                method, path, body, read, what=about, cancelled=ticket.cancelled, begun=ticket.begin, refused=refused
             )
 
         deadline = self._endpoint.deadline_seconds + _GRACE
@@ -191,9 +216,13 @@ class HTTPEngine(Engine):
         reason = choices[0].get("finish_reason")
         if reason in ("abort", "error"):
             raise Unusable("a text that the server broke off")
+        if reason == "content_filter":  # with a part of the text, or none
+            return _REFUSED
         if self._endpoint.api == "chat":
             message = choices[0].get("message")
             text = message.get("content") if isinstance(message, dict) else None
+            if text is None and isinstance(message, dict) and message.get("refusal"):
+                return _REFUSED
             if text is None and isinstance(message, dict) and reason == "length":
                 text = ""  # all tokens went into what the server keeps to itself (reasoning)
         else:

@@ -26,7 +26,10 @@ _LONGEST_PAUSE = 60.0
 _CONNECT = 10.0  # longest wait for a connection, in seconds
 _PIECE = 16  # bytes read at a time: between two pieces the deadline is looked at, however slowly they come
 _LONGEST_ANSWER = 1 << 24
+_MOST_DOUBLINGS = 16
 _RETRIED = {408, 409, 425, 429}
+_OF_THE_PROMPT = {400, 413, 422}  # what a prompt can be refused with: it is too long, or a content filter's
+_ABSURD = 7 * 86400.0  # seconds; no server means a longer Retry-After
 
 
 class Cancelled(Exception):
@@ -34,11 +37,25 @@ class Cancelled(Exception):
 
 
 class Unusable(Exception):
-    """An answer, or none, that a retry may mend. ``wait``: seconds for which the server asks."""
+    """An answer, or none, that a retry may mend.
 
-    def __init__(self, reason: str, wait: Optional[float] = None) -> None:
+    Attributes:
+        wait: seconds for which the server asks.
+        busy: the server has put the request off and not tried it.
+    """
+
+    def __init__(self, reason: str, wait: Optional[float] = None, busy: bool = False) -> None:
         super().__init__(reason)
         self.wait = wait
+        self.busy = busy
+
+
+class _Refused(Exception):
+    """A status that would be the same again."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 class Pacer:
@@ -121,13 +138,18 @@ class Transport:
         what: str,
         cancelled: threading.Event,
         begun: Callable[[], None] = lambda: None,
+        refused: Optional[Callable[[int], T]] = None,
     ) -> T:
         """Send a request until its answer can be read.
+
+        A request that the server puts off (status 429; 503 with Retry-After) is no failed attempt: what it has to
+        wait counts against the deadline alone.
 
         Args:
             read: makes the result of the decoded JSON, or raises :class:`Unusable`.
             what: names the request in errors, e.g. ``text 3 of 80``.
             begun: called before each attempt; the time before the first does not count.
+            refused: makes the result where the status (400, 413, 422) may refuse what this request says; None: E413.
 
         Raises:
             ExtensionError: E413, E415 the server refuses it; E414 no usable answer within retries and deadline; E417
@@ -135,18 +157,23 @@ class Transport:
             Cancelled: ``cancelled`` was set meanwhile.
         """
         self._pacer.take_turn(cancelled)
-        start, attempts = time.monotonic(), 0
+        start, attempts, put_off = time.monotonic(), 0, 0
         until = start + self._endpoint.deadline_seconds
         while True:
             attempts += 1
             begun()
             try:
                 return read(self._exchange(method, path, body, until - time.monotonic(), what))
+            except _Refused as no:
+                if refused is not None and no.status in _OF_THE_PROMPT:
+                    return refused(no.status)
+                raise self.refusal(what, no.status) from None
             except Unusable as miss:
                 reason, wait = str(miss), miss.wait
-            pause = min(FIRST_PAUSE * 2.0 ** (attempts - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
-            pause = pause if wait is None else wait
-            enough = attempts > self._endpoint.retries or time.monotonic() + pause >= until
+                put_off += miss.busy
+            doubled = FIRST_PAUSE * 2.0 ** min(attempts - 1, _MOST_DOUBLINGS)
+            pause = max(min(doubled, _LONGEST_PAUSE) * random.uniform(0.5, 1.0), wait or 0.0)
+            enough = attempts - put_off > self._endpoint.retries or time.monotonic() + pause >= until
             if not enough:
                 logger.warning("endpoint %s, %s: %s; asking again in %.1f s", self._name, what, reason, pause)
                 if wait is not None:
@@ -154,11 +181,17 @@ class Transport:
                 if cancelled.wait(pause):
                     raise Cancelled
             if enough or not self._pacer.take_turn(cancelled, until):
-                raise self.gave_up(what, attempts, time.monotonic() - start, reason)
+                raise self.gave_up(what, attempts, time.monotonic() - start, reason, put_off)
 
-    def gave_up(self, what: str, attempts: int, seconds: float, reason: str) -> ExtensionError:
+    def refusal(self, what: str, status: int) -> ExtensionError:
+        """The error after a status that would be the same again."""
+        return ExtensionError("E413", name=self._name, what=what, status=status)
+
+    def gave_up(self, what: str, attempts: int, seconds: float, reason: str, put_off: int = 0) -> ExtensionError:
         """The error after the last attempt."""
         allowed = f"{self._endpoint.retries + 1} attempt(s)"
+        if put_off:
+            allowed += f" beside {put_off} that it was too busy for,"
         facts = {"name": self._name, "what": what, "attempts": attempts, "seconds": seconds, "reason": reason}
         return ExtensionError("E414", **facts, allowed=allowed, deadline=self._endpoint.deadline_seconds)
 
@@ -211,10 +244,11 @@ class Transport:
         if 200 <= status < 300:
             return
         if status in _RETRIED or status >= 500:
-            raise Unusable(f"status {status}", _retry_after(response.headers.get("Retry-After")))
+            wait = _retry_after(response.headers.get("Retry-After"))
+            raise Unusable(f"status {status}", wait, status == 429 or (status == 503 and wait is not None))
         if status in (401, 403):
             raise ExtensionError("E415", name=self._name, what=what, status=status, key=self._key)
-        raise ExtensionError("E413", name=self._name, what=what, status=status)
+        raise _Refused(status)
 
 
 def _why(error: Exception) -> str:
@@ -244,14 +278,14 @@ def _read(response: Any, until: float) -> bytes:
 
 
 def _retry_after(value: Optional[str]) -> Optional[float]:
-    """Seconds of a Retry-After header, which gives seconds or a date; None without one that can be read."""
+    """Seconds of a Retry-After header, which gives seconds or a date; None without one that makes sense."""
     if value is None:
         return None
     try:
-        return max(0.0, float(int(value)))
+        seconds = float(value)
     except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError, OverflowError):
-        return None
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError, IndexError, OSError):
+            return None
+    return max(0.0, seconds) if seconds <= _ABSURD else None  # a number that is none is not smaller, either
