@@ -376,7 +376,7 @@ def test_logs_and_signs_of_life_hold_no_text(caplog: pytest.LogCaptureFixture) -
             seed=0,
             heartbeat=said.append,
         )
-    assert {one.partition(",")[0] for one in said} == {"writing texts", "asking for labels"}
+    assert {one.partition(",")[0] for one in said} == {"writing texts", "asking for labels", "reading labels"}
     assert caplog.messages == ["wave 0: 8 prompts, 8 texts kept"]
     assert len(made.records) == 8
     assert not any(word in "".join([*said, *caplog.messages]).split() for word in WORDS)
