@@ -129,7 +129,7 @@ def other_test_labels(job: FDKTFiles) -> None:
         (empty_table, ("E203", "no rows")),
         (setting("control.max_length", 400), ("E408", "400", "192")),
         (setting("control.max_length", 22), ("E662", "22")),
-        (setting("prompts", {"student": "Read this with care. " * 20 + "{{ text }}"}), ("E720", "96")),
+        (setting("prompts", {"student": "Read this with care. " * 20 + "{{ text }}"}), ("E720", "room for 88")),
     ],
     ids=[
         "delta",
