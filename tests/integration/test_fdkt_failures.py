@@ -182,6 +182,23 @@ def test_clients_that_do_not_run_the_arbiters_job(world: Path, tmp_path: Path) -
     assert job.ledger(GUEST) == job.ledger(HOST) == []
 
 
+# --- no failure ------------------------------------------------------------------------------------------
+
+
+def test_a_generator_without_a_valid_text_stops_nobody(job: FDKTFiles) -> None:
+    """The client sends no text, says so twice, and keeps what it has: its generator and a model of its own records."""
+    job.parameters["validity"] = {"min_words": 1000}
+    done = job.run()
+    assert done.returncode == 0, done.stderr + done.stdout
+    told = [one["code"] for one in events(job.directory(), GUEST) if one["type"] == "warning"]
+    assert told == ["E730", "E740"]
+    assert len(job.ledger(GUEST)) == 1
+    outputs = job.directory() / "fdkt_0" / GUEST / "model"
+    assert {path.name for path in outputs.glob("*/*.safetensors")} == {"adapter_model.safetensors", "model.safetensors"}
+    card = (outputs / "output_model" / "README.md").read_text()
+    assert "not differentially private" in card.partition("## Privacy")[0]
+
+
 # --- found late -----------------------------------------------------------------------------------------
 
 
