@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Callable, Generic, Optional, Tuple, TypeVar
+from pathlib import Path
+from typing import Any, Callable, Generic, Optional, Sequence, Tuple, TypeVar, cast
 
 import numpy as np
 import torch
 
 from fate_llm_ext.algo import private
 from fate_llm_ext.algo.base import Metrics
+from fate_llm_ext.algo.private import Planned
+from fate_llm_ext.algo.session import untold
+from fate_llm_ext.data.datasets import read_rows
+from fate_llm_ext.data.formats import Row
 from fate_llm_ext.federation.aggregation import SecureMean
 from fate_llm_ext.federation.channel import Channel
 from fate_llm_ext.models.loading import resolve_device
+from fate_llm_ext.privacy.dp_training import DPPlan
+from fate_llm_ext.privacy.events import DataSet
 from fate_llm_ext.progress import emit
 from fate_llm_ext.site import Site, current_site
 
@@ -68,6 +75,48 @@ class Party(Generic[C]):
             sent, received = sent + mean.bytes_sent, received + mean.bytes_received
         self.metrics.log(arm, 0, "bytes_sent", sent)
         self.metrics.log(arm, 0, "bytes_received", received)
+
+
+@dataclass(frozen=True)
+class PrivateTable:
+    """A data owner's table, read once, and what the task would release about it.
+
+    Attributes:
+        folder: of the data input.
+        rows: of its train split, columns as in the file.
+        planned: the release; its ledger would not refuse it.
+        plan: of the noisy training in it.
+    """
+
+    folder: Path
+    rows: Sequence[Row]
+    data: DataSet
+    planned: Planned
+    plan: DPPlan
+
+
+def private_table(party: Party[C], train_data: Any, plan: Callable[..., Planned]) -> PrivateTable:
+    """Read a party's table, plan the release and ask the ledger; nothing is written.
+
+    What the ledger would refuse ends here: before the templates, which the job chooses, are applied to rows, and
+    before other owners have charged theirs.
+
+    Args:
+        train_data: FATE's reader of the table.
+        plan: (config, data set, job, other parties) -> what would be released, by DP training and more.
+
+    Raises:
+        ExtensionError: the table cannot be read, the plan cannot be made, the site does not allow it.
+    """
+    folder = Path(train_data.get_directory())
+    party.phase("", "reading the data")
+    with untold():
+        rows = read_rows(folder, "train")
+        data = private.data_set(train_data, rows)
+    party.phase("", "asking the ledger")
+    planned = plan(party.config, data, party.job, party.others)
+    private.refuse_early(party.site, data, planned)
+    return PrivateTable(folder, rows, data, planned, cast(DPPlan, planned.training))
 
 
 def this_party(ctx: Any, config: C, role: str, channel: Channel) -> Party[C]:

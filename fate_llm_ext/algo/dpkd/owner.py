@@ -7,8 +7,7 @@ the noisy histogram, and both are in the ledger before the first step.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, List, Optional, cast
+from typing import Any, List, Optional
 
 import numpy as np
 
@@ -28,12 +27,11 @@ from fate_llm_ext.algo.dpkd.protocol import (
 from fate_llm_ext.algo.dpkd.pupil import score
 from fate_llm_ext.algo.dpkd.release import plan
 from fate_llm_ext.algo.messages import pack_texts
-from fate_llm_ext.algo.party import derived_seed
-from fate_llm_ext.algo.private import charge, data_set, refuse_early
+from fate_llm_ext.algo.party import derived_seed, private_table
+from fate_llm_ext.algo.private import charge
 from fate_llm_ext.algo.session import untold
 from fate_llm_ext.algo.synthesis import code_counts, synthesise
 from fate_llm_ext.data.collate import Item
-from fate_llm_ext.data.datasets import read_rows
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.federation.aggregation import SecureMean
 from fate_llm_ext.models.vocabulary import read_vocabulary
@@ -65,22 +63,13 @@ class Owner:
         config = party.config
         self._party = party
         self._channel = party.channel
-        folder = Path(train_data.get_directory())
-        party.phase("", "reading the data")
-        with untold():
-            rows = read_rows(folder, "train")
-            self.data = data_set(train_data, rows)
-        # The ledger needs no more than this. What it would refuse ends here, before the templates, which the job
-        # chooses, are applied to rows, and before the other owners have charged theirs.
-        party.phase("", "asking the ledger")
-        self.planned = plan(config, self.data, party.job, party.others)
-        self.plan = cast(DPPlan, self.planned.training)
-        refuse_early(party.site, self.data, self.planned)
+        table = private_table(party, train_data, plan)
+        self.data, self.planned, self.plan = table.data, table.planned, table.plan
         if party.owners > 1 and config.rounds > self.plan.steps:
             raise ExtensionError("E671", rounds=config.rounds, steps=self.plan.steps)
         party.phase("", "preparing the records")
         with untold():
-            self.records = to_records(rows, config.control, folder)
+            self.records = to_records(table.rows, config.control, table.folder)
         self.teacher: Model = load("teacher", party)
         party.phase("", "tokenising the private records")
         with untold():

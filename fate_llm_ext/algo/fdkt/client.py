@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, cast
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -25,8 +24,8 @@ from fate_llm_ext.algo.fdkt.handshake import greet
 from fate_llm_ext.algo.fdkt.protocol import Augmented, Synthetic, Votes
 from fate_llm_ext.algo.fdkt.release import plan
 from fate_llm_ext.algo.messages import pack_texts
-from fate_llm_ext.algo.party import Party, derived_seed
-from fate_llm_ext.algo.private import charge, data_set, refuse_early
+from fate_llm_ext.algo.party import Party, derived_seed, private_table
+from fate_llm_ext.algo.private import charge
 from fate_llm_ext.algo.session import untold
 from fate_llm_ext.algo.synthesis import code_counts, distinct
 from fate_llm_ext.data.collate import Item
@@ -67,22 +66,13 @@ class Client:
         config = party.config
         self._party = party
         self._channel = party.channel
-        folder = Path(train_data.get_directory())
-        party.phase("", "reading the data")
-        with untold():
-            rows = read_rows(folder, "train")
-            self.data = data_set(train_data, rows)
-        # The ledger needs no more than this: what it would refuse ends here, before the templates, which the job
-        # chooses, are applied to rows.
-        party.phase("", "asking the ledger")
-        self.planned = plan(config, self.data, party.job, party.others)
-        self.plan = cast(DPPlan, self.planned.training)
-        refuse_early(party.site, self.data, self.planned)
+        table = private_table(party, train_data, plan)
+        self.data, self.planned, self.plan = table.data, table.planned, table.plan
         party.phase("", "preparing the records")
         with untold():
-            self.records = to_records(rows, config.control, folder)
-            judged = read_rows(folder, "test") if has_split(folder, "test") else []
-            self.test = to_records(judged, config.control, folder) if judged else NO_TEXTS
+            self.records = to_records(table.rows, config.control, table.folder)
+            judged = read_rows(table.folder, "test") if has_split(table.folder, "test") else []
+            self.test = to_records(judged, config.control, table.folder) if judged else NO_TEXTS
         self.generator = self._load_generator()
         encode_prompts(self.generator.tokenizer, config.control, config.synthesis.max_new_tokens)  # is there room?
         party.phase("", "tokenising the private records")
