@@ -15,8 +15,8 @@ from typing import Dict, List, Sequence, Tuple
 
 SENTIMENTS = ("negative", "mixed", "positive")
 SILENT = 0.05  # share of reviews that give no opinion
-TURNED = 0.05  # share whose last word overrules what they list
-NEGATED = 0.2  # share of the opinions that deny their opposite
+TURNED = 0.03  # share whose last word overrules what they list
+NEGATED = 0.05  # share of the opinions that deny their opposite
 
 # What is judged, then how: good and bad words that fit behind "was".
 _ASPECTS: Dict[str, Tuple[Sequence[str], Sequence[str], Sequence[str]]] = {
@@ -122,7 +122,7 @@ def _two_sides(draw: random.Random) -> List[str]:
     good = draw.random() < 0.5
     one, other = _opinion(draw, first, good), _opinion(draw, second, not good)
     link = draw.choice(_LINKS)
-    both = [_start(f"{one}, {link} {other}") + "."] if draw.random() < 0.6 else [f"{_start(one)}.", f"{_start(other)}."]
+    both = [_start(f"{one}, {link} {other}") + "."] if draw.random() < 0.9 else [f"{_start(one)}.", f"{_start(other)}."]
     return [*both, draw.choice(_MIXED_LAST)] if draw.random() < 0.4 else both
 
 

@@ -47,8 +47,8 @@ def test_learnable_but_not_to_the_end_and_not_from_few_rows() -> None:
         return float(model.fit(texts[:count], labels[:count]).score(texts[3000:], labels[3000:]))
 
     few, many = accuracy(200), accuracy(3000)
-    assert 0.5 < few < 0.75
-    assert few + 0.1 < many < 0.95
+    assert 0.5 < few < 0.85
+    assert few + 0.08 < many < 0.97
 
 
 def test_another_domain_than_the_tickets() -> None:

@@ -18,7 +18,7 @@ prepare() {  # prepare CORPUS PARTY DESCRIPTION
     fate-llm-ext data render "$root/$1.jsonl" --template text --exclude "$root/data/$1/$2/train.jsonl" \
         --exclude "$root/data/$1/$2/test.jsonl" --force --out "$root/$1_plain.jsonl"
     fate-llm-ext data demonstrations "$root/$1.jsonl" --template "$1" --description "$3" --job "$here/dag.yaml" \
-        --exclude "$root/data/$1/$2" --write 2500 --label 8000 --judge 300 --force --out "$root/$1_read.jsonl"
+        --exclude "$root/data/$1/$2" --write 1500 --label 14000 --judge 300 --force --out "$root/$1_read.jsonl"
 }
 prepare tickets guest_9999 'a ticket of a shop'
 prepare reviews host_10000 'a review of a restaurant'
@@ -27,8 +27,8 @@ tiny() {  # tiny NAME WIDTH STEPS CONTEXT CORPUS_OPTIONS...
     out="$root/models/$1" width=$2 steps=$3 context=$4
     shift 4
     fate-llm-ext models tiny --out "$out" --vocab-size 1200 --hidden "$width" --layers 2 --steps "$steps" \
-        --context "$context" --batch-tokens 1920 --force "$@"
+        --context "$context" --batch-tokens 960 --force "$@"
 }
-tiny slm 64 300 128 --corpus "$root/tickets_plain.jsonl" --corpus "$root/reviews_plain.jsonl" --text-column completion
-tiny llm 96 1200 320 --corpus "$root/tickets_read.jsonl" --corpus "$root/reviews_read.jsonl"
+tiny slm 64 500 128 --corpus "$root/tickets_plain.jsonl" --corpus "$root/reviews_plain.jsonl" --text-column completion
+tiny llm 96 2000 320 --corpus "$root/tickets_read.jsonl" --corpus "$root/reviews_read.jsonl"
 touch "$root/ready"
