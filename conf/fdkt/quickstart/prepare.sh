@@ -14,7 +14,7 @@ mkdir -p "$root"
 
 prepare() {  # prepare CORPUS PARTY DESCRIPTION
     fate-llm-ext data generate "$1" --rows 5000 --seed 0 --force --out "$root/$1.jsonl"
-    fate-llm-ext data split "$root/$1.jsonl" --template "$1" --out "$root/data/$1" --force --parties "$2=400" --test 400
+    fate-llm-ext data split "$root/$1.jsonl" --template "$1" --out "$root/data/$1" --force --parties "$2=300" --test 400
     fate-llm-ext data render "$root/$1.jsonl" --template text --exclude "$root/data/$1/$2/train.jsonl" \
         --exclude "$root/data/$1/$2/test.jsonl" --force --out "$root/$1_plain.jsonl"
     fate-llm-ext data demonstrations "$root/$1.jsonl" --template "$1" --description "$3" --job "$here/dag.yaml" \
