@@ -20,6 +20,7 @@ HEAVY = ("torch", "transformers", "accelerate", "peft", "datasets", "pandas", "s
 
 # import name -> distribution, where they differ
 DISTRIBUTIONS = {
+    "sklearn": "scikit-learn",
     "yaml": "pyyaml",
     "pkg_resources": "setuptools",
     "fate": "pyfate",
