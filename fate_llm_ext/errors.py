@@ -485,7 +485,7 @@ CATALOGUE: dict[str, ErrorKind] = {
         shared=True,
     ),
     "E663": ErrorKind(
-        "The control codes {first} and {second} of {codes} differ in spaces only.",
+        "The control codes {first} and {second} of {codes} differ in spaces or Unicode form only.",
         "Give each code once in `control.values`.",
         shared=True,
     ),

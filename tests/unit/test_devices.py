@@ -72,7 +72,7 @@ def test_the_only_device_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_training_stays_on_the_models_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library would move the model to the first device and copy it to all others."""
-    arguments = trainer._arguments(TrainConfig(), 1, 1, 0, str(tmp_path), torch.zeros(1))
+    arguments = trainer.training_arguments(TrainConfig(), 1, 1, 0, str(tmp_path), torch.zeros(1))
     assert (arguments.device, arguments.n_gpu) == (torch.device("cpu"), 0)
     chosen = pretend(monkeypatch, 2)
     arguments._n_gpu = 2

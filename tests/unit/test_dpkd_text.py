@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 import pytest
 
 from fate_llm_ext.algo.control import Records, encode_prompts, encode_records, items, read_records, to_records
@@ -94,9 +95,18 @@ def test_a_code_that_comes_out_empty(tmp_path: Path) -> None:
         read_records(path, "train", control(code="{{ label | default('') }}"))
 
 
-def test_codes_that_differ_in_spaces_only(tmp_path: Path) -> None:
-    with pytest.raises(ExtensionError, match=r"E663 The control codes 1 and 3 of 4 differ in spaces only"):
-        read_records(table(tmp_path, [{"label": "a", "text": "b"}]), "train", control(values=["a", "b", "c", " b"]))
+@pytest.mark.parametrize("again", ["b", " b", "b\n"])
+def test_codes_that_differ_in_spaces_only(again: str) -> None:
+    with pytest.raises(pydantic.ValidationError, match="4 control codes, 3 different ones"):
+        control(values=["a", "b", "c", again])
+
+
+def test_codes_that_differ_in_their_unicode_form_only(tmp_path: Path) -> None:
+    values = ["a", "caf\u00e9", "c", "cafe\u0301"]
+    with pytest.raises(
+        ExtensionError, match="E663 The control codes 1 and 3 of 4 differ in spaces or Unicode form only"
+    ):
+        read_records(table(tmp_path, [{"label": "a", "text": "b"}]), "train", control(values=values))
 
 
 # --- tokens -------------------------------------------------------------------------------------------
