@@ -40,6 +40,10 @@ class Records:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def take(self, rows: Sequence[int] | np.ndarray) -> Records:
+        """The records at ``rows``, in that order."""
+        return Records(self.codes[rows], [self.texts[row] for row in rows])
+
     def first(self, count: int) -> Records:
         """The first ``count`` records."""
         return Records(self.codes[:count], self.texts[:count])

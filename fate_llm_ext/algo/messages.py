@@ -7,6 +7,7 @@ from typing import Optional, Tuple, Type
 
 import numpy as np
 
+from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.federation.codec import WireMessage, array
 
 LONGEST_TEXT = 1 << 18  # bytes
@@ -41,6 +42,23 @@ class Texts(WireMessage):
         ends = np.cumsum(self.lengths, dtype=np.int64)
         blob = self.blob.tobytes()
         return [blob[end - size : end].decode() for end, size in zip(ends.tolist(), self.lengths.tolist())]
+
+
+def check_texts(message: Texts, sender: str, codes: int, limit: int, what: str = "control code") -> None:
+    """The codes are in the list, and there are no more texts than were asked for; ``what`` the protocol calls a code.
+
+    Raises:
+        ExtensionError: E301.
+    """
+    if len(message.codes) > limit:
+        raise invalid(sender, message.name, f"{len(message.codes)} texts, at most {limit} were asked for")
+    if len(message.codes) and int(message.codes.max()) >= codes:
+        raise invalid(sender, message.name, f"{what} {int(message.codes.max())} of {codes}")
+
+
+def invalid(sender: str, message: str, reason: str) -> ExtensionError:
+    """E301: the peer's message is not what the protocol allows."""
+    return ExtensionError("E301", sender=sender, message=message, reason=reason)
 
 
 def pack_texts(codes: np.ndarray, texts: list[str]) -> dict[str, np.ndarray]:

@@ -118,7 +118,7 @@ def sample_texts(
 def select(records: Records, codes: int) -> Tuple[Records, SynthesisReport]:
     """Leave out empty texts and repetitions; ``codes`` is the number of control codes."""
     kept, dropped = distinct(records.texts)
-    chosen = Records(records.codes[kept], [records.texts[index] for index in kept])
+    chosen = records.take(kept)
     per_code = np.bincount(chosen.codes, minlength=codes)
     return chosen, SynthesisReport(len(records), len(chosen), dropped, per_code)
 

@@ -11,7 +11,6 @@ import pytest
 from fate_llm_ext.algo.dpkd.checks import (
     check_counts,
     check_signals,
-    check_texts,
     compares,
     looked_up,
     role_problems,
@@ -20,7 +19,7 @@ from fate_llm_ext.algo.dpkd.checks import (
 from fate_llm_ext.algo.dpkd.config import DPKDConfig
 from fate_llm_ext.algo.dpkd.party import split_counts, split_steps
 from fate_llm_ext.algo.dpkd.protocol import Histogram, Signals, Synthetic
-from fate_llm_ext.algo.messages import pack_texts
+from fate_llm_ext.algo.messages import check_texts, pack_texts
 from fate_llm_ext.errors import ExtensionError
 
 

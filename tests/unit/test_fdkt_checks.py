@@ -9,10 +9,10 @@ import numpy as np
 import pydantic
 import pytest
 
-from fate_llm_ext.algo.fdkt.checks import check_kept, check_texts, check_votes, looked_up, role_problems
+from fate_llm_ext.algo.fdkt.checks import check_kept, check_votes, looked_up, role_problems
 from fate_llm_ext.algo.fdkt.config import FDKTConfig
 from fate_llm_ext.algo.fdkt.protocol import Augmented, Synthetic, Votes
-from fate_llm_ext.algo.messages import pack_texts
+from fate_llm_ext.algo.messages import check_texts, pack_texts
 from fate_llm_ext.errors import ExtensionError
 
 
@@ -98,12 +98,12 @@ def augmented(texts: int, kept: list[int]) -> Augmented:
 def test_texts() -> None:
     for codes in ([0, 1, 1], []):
         packed: dict[str, Any] = pack_texts(np.array(codes, np.int32), ["text"] * len(codes))
-        check_texts(Synthetic(**packed), "host 10000", labels=2, limit=3)
-    check_texts(augmented(3, []), "host 10000", labels=1, limit=3)
+        check_texts(Synthetic(**packed), "host 10000", codes=2, limit=3, what="label")
+    check_texts(augmented(3, []), "host 10000", codes=1, limit=3, what="label")
     with refused("label 1 of 1"):
-        check_texts(Synthetic(**pack_texts(np.array([0, 1]), ["a", "b"])), "host 10000", labels=1, limit=3)
+        check_texts(Synthetic(**pack_texts(np.array([0, 1]), ["a", "b"])), "host 10000", codes=1, limit=3, what="label")
     with refused("3 texts, at most 2 were asked for"):
-        check_texts(augmented(3, []), "host 10000", labels=1, limit=2)
+        check_texts(augmented(3, []), "host 10000", codes=1, limit=2, what="label")
 
 
 def test_marks_of_kept_texts() -> None:

@@ -9,13 +9,13 @@ import numpy as np
 
 from fate_llm_ext.algo.answering import Encoded
 from fate_llm_ext.algo.control import Records
-from fate_llm_ext.algo.dpkd.checks import check_counts, check_signals, check_texts, trains_student
+from fate_llm_ext.algo.dpkd.checks import check_counts, check_signals, trains_student
 from fate_llm_ext.algo.dpkd.handshake import welcome
 from fate_llm_ext.algo.dpkd.party import DPKDParty, load, public_test
 from fate_llm_ext.algo.dpkd.protocol import Frequencies, Histogram, Rollouts, Signals, Synthetic
 from fate_llm_ext.algo.dpkd.pupil import Pupil, Targets
 from fate_llm_ext.algo.dpkd.signals import TextSignals, targets
-from fate_llm_ext.algo.messages import pack_texts
+from fate_llm_ext.algo.messages import check_texts, pack_texts
 from fate_llm_ext.algo.synthesis import distinct
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.federation.aggregation import SecureMean
@@ -111,7 +111,7 @@ class Arbiter:
         party.metrics.log("dp_kd", 0, "texts", len(kept))
         party.metrics.log("dp_kd", 0, "texts_dropped_duplicate", dropped["duplicate"])
         everything = np.concatenate(codes)
-        return Records(everything[kept], [texts[row] for row in kept]), [known[row] for row in kept]
+        return Records(everything, texts).take(kept), [known[row] for row in kept]
 
     def _signals(self, peer: Peer, records: Records, pupil: Pupil, round: int) -> Targets:
         """The teacher's distributions on records, block by block, in the student's terms."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from fate_llm_ext.algo.dpkd.config import DPKDConfig
 from fate_llm_ext.algo.dpkd.protocol import Frequencies, Histogram, Signals
-from fate_llm_ext.algo.messages import Texts
+from fate_llm_ext.algo.messages import invalid
 from fate_llm_ext.errors import ExtensionError
 
 # Comparisons that an owner makes with its private records; `synthetic_ce` is made where the student is.
@@ -59,18 +59,6 @@ def check_counts(message: Histogram | Frequencies, sender: str, codes: int) -> n
     return message.counts.astype(np.float64)
 
 
-def check_texts(message: Texts, sender: str, codes: int, limit: int) -> None:
-    """The codes are in the list, and there are no more texts than were asked for.
-
-    Raises:
-        ExtensionError: E301.
-    """
-    if len(message.codes) > limit:
-        raise invalid(sender, message.name, f"{len(message.codes)} texts, at most {limit} were asked for")
-    if len(message.codes) and int(message.codes.max()) >= codes:
-        raise invalid(sender, message.name, f"control code {int(message.codes.max())} of {codes}")
-
-
 def check_signals(message: Signals, sender: str, first: int, texts: int, vocabulary: int) -> None:
     """The block starts where the last one ended, ends within the texts and names tokens of the vocabulary.
 
@@ -86,8 +74,3 @@ def check_signals(message: Signals, sender: str, first: int, texts: int, vocabul
         reason = f"token id {int(message.ids.max())} of {vocabulary}"
     if reason:
         raise invalid(sender, message.name, reason)
-
-
-def invalid(sender: str, message: str, reason: str) -> ExtensionError:
-    """E301: the peer's message is not what the protocol allows."""
-    return ExtensionError("E301", sender=sender, message=message, reason=reason)

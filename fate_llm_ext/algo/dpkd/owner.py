@@ -13,7 +13,7 @@ import numpy as np
 
 from fate_llm_ext.algo.causal import Model
 from fate_llm_ext.algo.control import Records, items, to_records
-from fate_llm_ext.algo.dpkd.checks import check_counts, check_texts
+from fate_llm_ext.algo.dpkd.checks import check_counts
 from fate_llm_ext.algo.dpkd.handshake import greet
 from fate_llm_ext.algo.dpkd.party import DPKDParty, load, split_counts, split_steps
 from fate_llm_ext.algo.dpkd.protocol import (
@@ -26,7 +26,7 @@ from fate_llm_ext.algo.dpkd.protocol import (
 )
 from fate_llm_ext.algo.dpkd.pupil import score
 from fate_llm_ext.algo.dpkd.release import plan
-from fate_llm_ext.algo.messages import pack_texts
+from fate_llm_ext.algo.messages import check_texts, pack_texts
 from fate_llm_ext.algo.party import derived_seed, private_table
 from fate_llm_ext.algo.private import charge
 from fate_llm_ext.algo.session import untold

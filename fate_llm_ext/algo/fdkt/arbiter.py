@@ -13,14 +13,14 @@ import numpy as np
 
 from fate_llm_ext.algo.control import Records
 from fate_llm_ext.algo.fdkt.augmentation import Augmentation, augment
-from fate_llm_ext.algo.fdkt.checks import check_texts, check_votes
+from fate_llm_ext.algo.fdkt.checks import check_votes
 from fate_llm_ext.algo.fdkt.client import FDKTParty
 from fate_llm_ext.algo.fdkt.feedback import best
 from fate_llm_ext.algo.fdkt.filtering import select_demonstrations
 from fate_llm_ext.algo.fdkt.handshake import Agreed, welcome
 from fate_llm_ext.algo.fdkt.prompts import Prompts
 from fate_llm_ext.algo.fdkt.protocol import LONGEST_NOTE, Augmented, Synthetic, Votes
-from fate_llm_ext.algo.messages import pack_texts
+from fate_llm_ext.algo.messages import check_texts, pack_texts
 from fate_llm_ext.algo.party import derived_seed
 from fate_llm_ext.models.embeddings import open_embedder
 from fate_llm_ext.models.engines import open_engine
@@ -73,11 +73,10 @@ class Arbiter:
         config = self._party.config
         self._party.phase("fdkt", f"waiting for the texts of {client.peer.name}")
         message = self._channel.receive(client.peer, Synthetic, 0)
-        check_texts(message, client.peer.name, len(client.labels), config.synthesis.samples)
+        check_texts(message, client.peer.name, len(client.labels), config.synthesis.samples, "label")
         texts = Records(message.codes.astype(np.int32), message.texts())
         kept, dropped = self._choose(client, rank, texts)
-        demonstrations = Records(texts.codes[kept], [text for text, keep in zip(texts.texts, kept) if keep])
-        made = self._write(client, rank, demonstrations, 0)
+        made = self._write(client, rank, texts.take(np.flatnonzero(kept)), 0)
         return self._send(client, made, {**dropped, **made.dropped}, kept, 0)
 
     def _next(self, client: Agreed, rank: int, texts: Records, round: int) -> Records:
@@ -86,8 +85,7 @@ class Arbiter:
         message = self._channel.receive(client.peer, Votes, round)
         check_votes(message, client.peer.name, len(texts))
         rows = best(message.counts, texts.codes, self._party.config.feedback.share)
-        demonstrations = Records(texts.codes[rows], [texts.texts[row] for row in rows])
-        made = self._write(client, rank, demonstrations, round + 1)
+        made = self._write(client, rank, texts.take(rows), round + 1)
         return self._send(client, made, made.dropped, np.zeros(0, dtype=bool), round + 1)
 
     def _choose(self, client: Agreed, rank: int, texts: Records) -> Tuple[np.ndarray, Dict[str, int]]:

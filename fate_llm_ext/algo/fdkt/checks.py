@@ -6,7 +6,7 @@ from typing import FrozenSet, List
 
 from fate_llm_ext.algo.fdkt.config import FDKTConfig, PredictConfig
 from fate_llm_ext.algo.fdkt.protocol import Augmented, Votes
-from fate_llm_ext.algo.messages import Texts
+from fate_llm_ext.algo.messages import invalid
 from fate_llm_ext.errors import ExtensionError
 
 
@@ -42,18 +42,6 @@ def predict_problems(config: PredictConfig, role: str) -> List[ExtensionError]:
     return [ExtensionError("E670", role=role, parameter="student", why=why)] if lacking else []
 
 
-def check_texts(message: Texts, sender: str, labels: int, limit: int) -> None:
-    """The labels are in the list, and there are no more texts than were asked for.
-
-    Raises:
-        ExtensionError: E301.
-    """
-    if len(message.codes) > limit:
-        raise invalid(sender, message.name, f"{len(message.codes)} texts, at most {limit} were asked for")
-    if len(message.codes) and int(message.codes.max()) >= labels:
-        raise invalid(sender, message.name, f"label {int(message.codes.max())} of {labels}")
-
-
 def check_kept(message: Augmented, sender: str, texts: int) -> None:
     """There is one mark for each of the client's texts.
 
@@ -72,8 +60,3 @@ def check_votes(message: Votes, sender: str, texts: int) -> None:
     """
     if len(message.counts) != texts:
         raise invalid(sender, message.name, f"{len(message.counts)} counts, there are {texts} augmented texts")
-
-
-def invalid(sender: str, message: str, reason: str) -> ExtensionError:
-    """E301: the peer's message is not what the protocol allows."""
-    return ExtensionError("E301", sender=sender, message=message, reason=reason)

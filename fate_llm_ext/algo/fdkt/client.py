@@ -16,14 +16,14 @@ import numpy as np
 
 from fate_llm_ext.algo.causal import Model
 from fate_llm_ext.algo.control import Records, encode_prompts, items, to_records
-from fate_llm_ext.algo.fdkt.checks import check_kept, check_texts
+from fate_llm_ext.algo.fdkt.checks import check_kept
 from fate_llm_ext.algo.fdkt.config import FDKTConfig
 from fate_llm_ext.algo.fdkt.feedback import nearest, noisy_votes
 from fate_llm_ext.algo.fdkt.generator import sample_valid
 from fate_llm_ext.algo.fdkt.handshake import greet
 from fate_llm_ext.algo.fdkt.protocol import Augmented, Synthetic, Votes
 from fate_llm_ext.algo.fdkt.release import plan
-from fate_llm_ext.algo.messages import pack_texts
+from fate_llm_ext.algo.messages import check_texts, pack_texts
 from fate_llm_ext.algo.party import Party, derived_seed, private_table
 from fate_llm_ext.algo.private import charge
 from fate_llm_ext.algo.session import untold
@@ -195,7 +195,7 @@ class Client:
             latest, _ = self._receive(round + 1, 0)
             everything = joined(everything, latest)
         chosen, _ = distinct(everything.texts)
-        self.augmented = Records(everything.codes[chosen], [everything.texts[row] for row in chosen])
+        self.augmented = everything.take(chosen)
 
     def _receive(self, round: int, sent: int) -> Tuple[Records, np.ndarray]:
         """The LLM's texts of a round, and which of the client's became demonstrations."""
@@ -203,7 +203,7 @@ class Client:
         arbiter = self._channel.peers[0]
         party.phase("fdkt", "waiting for the arbiter's texts", round)
         message = self._channel.receive(arbiter, Augmented, round)
-        check_texts(message, arbiter.name, len(config.control.values), config.augmentation.samples)
+        check_texts(message, arbiter.name, len(config.control.values), config.augmentation.samples, "label")
         check_kept(message, arbiter.name, sent)
         self.note = self.note or message.note
         dropped = {reason: int(count) for reason, count in message.dropped.items()}

@@ -121,7 +121,7 @@ def valid(
     kept, again = distinct([records.texts[index] for index in good])
     dropped["duplicate"] += again["duplicate"]
     chosen = [good[index] for index in kept]
-    return Records(records.codes[chosen], [records.texts[index] for index in chosen]), dropped
+    return records.take(chosen), dropped
 
 
 def save_generator(

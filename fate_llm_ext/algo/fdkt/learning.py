@@ -81,8 +81,7 @@ class Learning:
         """How close the texts of each stage are to the records, whether their labels fit, how much they differ."""
         party, client = self._party, self._client
         party.phase("fdkt", "measuring the texts")
-        rows = np.flatnonzero(client.kept)
-        kept = Records(client.synthetic.codes[rows], [client.synthetic.texts[row] for row in rows])
+        kept = client.synthetic.take(np.flatnonzero(client.kept))
         stages: Dict[str, Records] = {"synthetic": client.synthetic, "kept": kept, "augmented": client.augmented}
         for stage, texts in stages.items():
             if not len(texts):

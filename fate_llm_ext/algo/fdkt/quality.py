@@ -193,7 +193,7 @@ def _sample(records: Records, generator: np.random.Generator) -> Records:
     if len(records) <= MOST:
         return records
     rows = np.sort(generator.choice(len(records), MOST, replace=False))
-    return Records(records.codes[rows], [records.texts[row] for row in rows])
+    return records.take(rows)
 
 
 def _vectorizer() -> Any:
