@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Optional, Tuple, Type
+from typing import Dict, Optional, Tuple, Type
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.federation.codec import WireMessage, array
 
 LONGEST_TEXT = 1 << 18  # bytes
+LONGEST_NOTE = 2000  # characters
+_REASON = re.compile(r"[a-z_]{1,40}")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,27 @@ def pack_texts(codes: np.ndarray, texts: list[str]) -> dict[str, np.ndarray]:
         "lengths": np.array([len(one) for one in raw], dtype=np.uint32),
         "blob": np.frombuffer(b"".join(raw), dtype=np.uint8),
     }
+
+
+def check_told(dropped: Dict[str, str], note: str) -> None:
+    """Counts by reason and a line of plain text: what will be shown to the receiver's people.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    if len(note) > LONGEST_NOTE or not note.isprintable():
+        raise ValueError(f"a note of {len(note)} characters, not at most {LONGEST_NOTE} printable ones")
+    odd = [reason for reason in dropped if not _REASON.fullmatch(reason)]
+    if odd:
+        raise ValueError(f"{len(odd)} of {len(dropped)} reasons are no names")
+    wrong = [reason for reason, count in dropped.items() if not (count.isascii() and count.isdigit())]
+    if wrong or len(dropped) > 64 or any(len(count) > 12 for count in dropped.values()):
+        raise ValueError(f"{len(dropped)} counts of dropped texts, {len(wrong)} of them no numbers")
+
+
+def printable(note: str) -> str:
+    """A note as :func:`check_told` lets it pass."""
+    return "".join(letter if letter.isprintable() else " " for letter in note)[:LONGEST_NOTE]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,15 @@ from fate_llm_ext.privacy.composition import (
     pure_epsilon,
     rdp_epsilon,
 )
-from fate_llm_ext.privacy.events import Mechanism, NonPrivate, PoissonGaussian, PureDP, check_mechanism
+from fate_llm_ext.privacy.events import (
+    LocalDP,
+    Mechanism,
+    NonPrivate,
+    PoissonGaussian,
+    PostProcessing,
+    PureDP,
+    check_mechanism,
+)
 
 Accountant = Literal["prv", "rdp", "pld"]
 
@@ -74,9 +82,14 @@ def compose(mechanisms: Sequence[Mechanism]) -> Composition | None:
     for one in map(check_mechanism, mechanisms):
         if isinstance(one, NonPrivate):
             return None
-        if isinstance(one, PureDP):
-            if one.epsilon and one.count:
-                pure[float(one.epsilon)] = pure.get(float(one.epsilon), 0) + math.ceil(one.count)
+        if isinstance(one, PostProcessing):
+            if not math.isfinite(one.epsilon):
+                return None
+            continue
+        if isinstance(one, (PureDP, LocalDP)):
+            count = math.ceil(one.count if isinstance(one, PureDP) else one.words)
+            if one.epsilon and count:
+                pure[float(one.epsilon)] = pure.get(float(one.epsilon), 0) + count
             continue
         q, times = (one.sampling_rate, one.steps) if isinstance(one, PoissonGaussian) else (1.0, one.count)
         sigma = float(one.noise_multiplier)

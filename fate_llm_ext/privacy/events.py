@@ -62,14 +62,46 @@ class PureDP:
 
 
 @dataclass(frozen=True)
+class LocalDP:
+    """Every record's words went through an ε-local-DP mechanism one by one, each record by itself.
+
+    Neighbours differ in one record: its words against as many placeholders, which stands for its absence where the
+    number of records, and of words of each, counts as public.
+
+    Attributes:
+        epsilon: of one word: the largest log-ratio of probabilities of an output, over all pairs of words.
+        words: the most words of a record that leave; a bound that does not depend on the records.
+    """
+
+    kind: ClassVar[str] = "local"
+    epsilon: float
+    words: int
+
+
+@dataclass(frozen=True)
+class PostProcessing:
+    """Computed from what another release has paid for, and from public data: no further cost.
+
+    Attributes:
+        epsilon: of that release, for people.
+        delta: at this δ.
+    """
+
+    kind: ClassVar[str] = "post_processing"
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True)
 class NonPrivate:
     """A release without differential privacy: ε = ∞."""
 
     kind: ClassVar[str] = "non_private"
 
 
-Mechanism = Union[PoissonGaussian, Gaussian, PureDP, NonPrivate]
-_KINDS: Dict[str, Type[Any]] = {one.kind: one for one in (PoissonGaussian, Gaussian, PureDP, NonPrivate)}
+Mechanism = Union[PoissonGaussian, Gaussian, PureDP, LocalDP, PostProcessing, NonPrivate]
+_ALL: Tuple[Type[Any], ...] = (PoissonGaussian, Gaussian, PureDP, LocalDP, PostProcessing, NonPrivate)
+_KINDS: Dict[str, Type[Any]] = {one.kind: one for one in _ALL}
 
 
 @dataclass(frozen=True)
@@ -153,6 +185,10 @@ def check_mechanism(mechanism: Mechanism) -> Mechanism:
         ]
     elif isinstance(mechanism, PureDP):
         values = [("epsilon", mechanism.epsilon, 0.0, float("inf")), ("count", mechanism.count, 0, float("inf"))]
+    elif isinstance(mechanism, LocalDP):
+        values = [("epsilon", mechanism.epsilon, 0.0, float("inf")), ("words", mechanism.words, 0, float("inf"))]
+    elif isinstance(mechanism, PostProcessing):
+        values = [("epsilon", mechanism.epsilon, 0.0, float("inf")), ("delta", mechanism.delta, 0.0, 1.0)]
     for name, got, low, high in values:
         if isinstance(got, bool) or not isinstance(got, (int, float)) or not low <= got <= high:
             raise ExtensionError("E602", kind=mechanism.kind, name=name, got=got, low=low, high=high)

@@ -19,8 +19,8 @@ from fate_llm_ext.algo.fdkt.feedback import best
 from fate_llm_ext.algo.fdkt.filtering import select_demonstrations
 from fate_llm_ext.algo.fdkt.handshake import Agreed, welcome
 from fate_llm_ext.algo.fdkt.prompts import Prompts
-from fate_llm_ext.algo.fdkt.protocol import LONGEST_NOTE, Augmented, Synthetic, Votes
-from fate_llm_ext.algo.messages import check_texts, pack_texts
+from fate_llm_ext.algo.fdkt.protocol import Augmented, Synthetic, Votes
+from fate_llm_ext.algo.messages import check_texts, pack_texts, printable
 from fate_llm_ext.algo.party import derived_seed
 from fate_llm_ext.models.embeddings import open_embedder
 from fate_llm_ext.models.engines import open_engine
@@ -132,8 +132,7 @@ class Arbiter:
         """The texts to their client; returns them."""
         counts = {reason: str(count) for reason, count in dropped.items()}
         texts = pack_texts(made.records.codes, made.records.texts)
-        note = "".join(letter if letter.isprintable() else " " for letter in made.note)[:LONGEST_NOTE]
-        message = Augmented(**texts, dropped=counts, note=note, kept=kept.astype(np.uint8))
+        message = Augmented(**texts, dropped=counts, note=printable(made.note), kept=kept.astype(np.uint8))
         self._channel.send(client.peer, message, round)
         return made.records
 

@@ -23,19 +23,15 @@ Dimensions: S texts, B bytes, K texts that the client had sent.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar, Dict, List, Tuple
 
 import numpy as np
 
 from fate_llm_ext.algo.fdkt.config import LONGEST_WORD, MOST_LABELS
-from fate_llm_ext.algo.messages import MessageRow, Texts
+from fate_llm_ext.algo.messages import MessageRow, Texts, check_told
 from fate_llm_ext.federation.codec import WireMessage, array
 from fate_llm_ext.privacy.events import Gaussian, PoissonGaussian
-
-LONGEST_NOTE = 2000  # characters
-_REASON = re.compile(r"[a-z_]{1,40}")
 
 
 @dataclass(frozen=True)
@@ -108,14 +104,7 @@ class Augmented(Texts):
     def validate(self) -> None:
         """Texts are valid, counts are numbers; what will be shown to the client's people is a line of plain text."""
         super().validate()
-        if len(self.note) > LONGEST_NOTE or not self.note.isprintable():
-            raise ValueError(f"a note of {len(self.note)} characters, not at most {LONGEST_NOTE} printable ones")
-        odd = [reason for reason in self.dropped if not _REASON.fullmatch(reason)]
-        if odd:
-            raise ValueError(f"{len(odd)} of {len(self.dropped)} reasons are no names")
-        wrong = [reason for reason, count in self.dropped.items() if not (count.isascii() and count.isdigit())]
-        if wrong or len(self.dropped) > 64 or any(len(count) > 12 for count in self.dropped.values()):
-            raise ValueError(f"{len(self.dropped)} counts of dropped texts, {len(wrong)} of them no numbers")
+        check_told(self.dropped, self.note)
         if len(self.kept) and int(self.kept.max()) > 1:
             raise ValueError(f"a mark of {int(self.kept.max())} for a kept text")
 
