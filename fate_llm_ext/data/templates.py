@@ -48,7 +48,7 @@ class Template:
         self.separator = own or trailing or (" " if prompt.strip() else "")
         environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
         fields = ("control.code", "control.text") if name == "control" else ("task.prompt", "task.answer")
-        self._prompt, _ = _compile(environment, fields[0], prompt.rstrip())
+        self._prompt, self._shown = _compile(environment, fields[0], prompt.rstrip())
         self._answer, self._needed = _compile(environment, fields[1], answer)
         self._choices = choices if choices == "letters" or choices is None else self._closed(choices)
 
@@ -56,6 +56,12 @@ class Template:
     def answer_fields(self) -> Tuple[str, ...]:
         """Canonical fields that hold the answer: leave them out and the row is unlabelled."""
         return self._built_in.answers if self._built_in else tuple(sorted(self._needed))
+
+    @property
+    def prompt_fields(self) -> Tuple[str, ...]:
+        """Canonical fields that the prompt shows, those that the answer needs left out."""
+        hidden = {*self.answer_fields, *self._needed}
+        return tuple(name for name in self._shown if name not in hidden)
 
     @property
     def choices(self) -> Optional[Tuple[str, ...]]:
