@@ -1,4 +1,4 @@
-"""Noise for what an owner releases."""
+"""Randomness of what an owner releases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import os
 import numpy as np
 
 
+def fresh_generator() -> np.random.Generator:
+    """A generator seeded from the operating system's entropy: a job's seed is public."""
+    return np.random.default_rng(int.from_bytes(os.urandom(32), "big"))
+
+
 def gaussian_noise(scale: float, size: int) -> np.ndarray:
-    """N(0, scale²), float64 [size], from the operating system's entropy: a job's seed is public."""
-    generator = np.random.default_rng(int.from_bytes(os.urandom(32), "big"))
-    return generator.normal(0.0, scale, size)
+    """N(0, scale²), float64 [size], from the operating system's entropy."""
+    return fresh_generator().normal(0.0, scale, size)

@@ -46,6 +46,7 @@ class Hello(WireMessage):
         epsilon: what its part of the job will cost per record; -1 stands for infinity.
         delta: at this δ.
         choices: the task's closed list of answers, for the prompts of the LLM; empty if each row has its own.
+        proxies: whether it will ask about public prompts first.
     """
 
     name: ClassVar[str] = "hello"
@@ -54,6 +55,7 @@ class Hello(WireMessage):
     epsilon: float
     delta: float
     choices: List[str]
+    proxies: bool
 
     def validate(self) -> None:
         """The choices are different words of a number and size that fit into a prompt."""

@@ -7,7 +7,7 @@ be listed.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Mapping, Tuple
 
 from fate_llm_ext.algo.fedcot.config import QuestionConfig
 from fate_llm_ext.config import TaskConfig
@@ -25,8 +25,8 @@ class Outgoing:
         choices: the task's closed list of answers without separators; empty if each row has its own.
 
     Raises:
-        ExtensionError: E784 a listed field is none of the prompt's, or holds the answer; E785 there is none; E208,
-            E209 the task's or the question's template is broken or names something else.
+        ExtensionError: E784 a listed field is none of the prompt's, or holds the answer; E785 there is none; E786
+            `question.max_words` is below their number; E208, E209 the task's or the question's template is broken or names something else.
     """
 
     def __init__(self, task: TaskConfig, question: QuestionConfig) -> None:
@@ -41,6 +41,8 @@ class Outgoing:
             raise ExtensionError("E784", field=(hidden or odd)[0], why=why, known=", ".join(known) or "none")
         if not self.fields:
             raise ExtensionError("E785", answer=", ".join(template.answer_fields))
+        if question.max_words < len(self.fields):
+            raise ExtensionError("E786", words=question.max_words, fields=len(self.fields))
         source = question.template or _form(self.fields, bool(self.choices))
         self._template = PromptTemplate("question.template", source, (*self.fields, "choices"))
 
@@ -77,12 +79,6 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def question_or_none(task: Optional[TaskConfig], question: Optional[QuestionConfig]) -> Optional[Outgoing]:
-    """The form, None without a task; for checks of parameters that may be incomplete."""
-    return None if task is None else Outgoing(task, question or QuestionConfig())
-
-
 def made_up(outgoing: Outgoing) -> Dict[str, str]:
     """A word for each field, to show the form."""
-    names: List[str] = list(outgoing.fields)
-    return {name: f"<{name}, perturbed>" for name in names}
+    return {name: f"<{name}, perturbed>" for name in outgoing.fields}

@@ -77,7 +77,6 @@ class Scene:
 
     Attributes:
         records: the private records.
-        table: rows of the private table, columns as in the file.
         student: the SLM; whoever trains it restores it.
         explained: rationales of the arbiter's LLM for public questions, None where there is none.
         generator: folder of a DP generator, if the task was given one.
@@ -157,16 +156,15 @@ class WordByWord(Strategy):
 
 
 def units_of(fields: Dict[str, str], limit: int) -> Dict[str, List[str]]:
-    """The units of a record's fields; those beyond ``limit`` go, the last field's first.
+    """The units of a record's fields, at most ``limit``; of what is too much the last fields' ends go.
 
-    A field that has none is one unknown word. So is what is left of a field for which there was no room: the form of
-    a question must not depend on how long a record is.
+    Each field keeps room for one: an empty one leaves as one unknown word.
     """
     found: Dict[str, List[str]] = {}
-    room = limit
+    room = limit - len(fields)
     for name, text in fields.items():
-        found[name] = split(text)[: max(room, 0)]
-        room -= len(found[name])
+        found[name] = split(text)[: 1 + room]
+        room -= max(0, len(found[name]) - 1)
     return found
 
 

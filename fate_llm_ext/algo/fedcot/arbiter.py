@@ -1,0 +1,97 @@
+"""The arbiter in FedCoT: its LLM writes a rationale for every question of every client.
+
+No private data here: a question is what the client's ledger says it is. What one client has asked serves that client
+alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import List, Tuple, Type
+
+import numpy as np
+
+from fate_llm_ext.algo.fedcot.checks import check_questions
+from fate_llm_ext.algo.fedcot.handshake import Agreed, welcome
+from fate_llm_ext.algo.fedcot.prompts import Prompts
+from fate_llm_ext.algo.fedcot.protocol import Explained, Proxies, Questions, Rationales
+from fate_llm_ext.algo.fedcot.rationales import explain
+from fate_llm_ext.algo.fedcot.strategies import FedCoTParty
+from fate_llm_ext.algo.messages import pack_texts, printable
+from fate_llm_ext.algo.party import derived_seed
+from fate_llm_ext.models.engines import open_engine
+
+_PROXIES, _QUESTIONS = 1, 2  # salts of seeds
+
+
+class Arbiter:
+    """The arbiter's side.
+
+    Args:
+        party: who and where.
+    """
+
+    def __init__(self, party: FedCoTParty) -> None:
+        config = party.config
+        assert config.llm is not None  # checks.role_problems
+        self._party = party
+        self._channel = party.channel
+        self._prompts = Prompts(config.rationale, config.decoding)
+        self._engine = open_engine(party.site, config.llm, party.device, heartbeat=party.channel.heartbeat)
+        self._clients: List[Agreed] = []
+
+    @property
+    def guarantee(self) -> Tuple[float, float]:
+        """ε and δ that hold for every record of every client, as the clients say."""
+        return (
+            max((one.epsilon for one in self._clients), default=math.inf),
+            max((one.delta for one in self._clients), default=1.0),
+        )
+
+    def agree(self) -> None:
+        """Handshake with the clients."""
+        self._party.phase("", "waiting for the clients")
+        self._clients = welcome(self._channel, self._party.config, self._engine.name)
+
+    def serve(self) -> None:
+        """Rationales for every client: for its public prompts, if it has some, and for its questions."""
+        try:
+            for rank, client in enumerate(self._clients):
+                if client.proxies:
+                    self._answer(client, rank, Proxies, Explained, _PROXIES)
+            for rank, client in enumerate(self._clients):
+                self._answer(client, rank, Questions, Rationales, _QUESTIONS)
+        finally:
+            self._engine.close()
+
+    def _answer(
+        self,
+        client: Agreed,
+        rank: int,
+        question: Type[Proxies] | Type[Questions],
+        answer: Type[Explained] | Type[Rationales],
+        salt: int,
+    ) -> None:
+        """One rationale for each question of a client, as far as the LLM gives one."""
+        party, config = self._party, self._party.config
+        party.phase("fedcot", f"waiting for the questions of {client.peer.name}")
+        message = self._channel.receive(client.peer, question, 0)
+        check_questions(message, client.peer.name)
+        party.phase("fedcot", f"writing rationales for {client.peer.name}")
+        made = explain(
+            message.texts(),
+            client.choices,
+            [f"{client.peer.name}/{code}" for code in message.codes.tolist()],
+            self._engine,
+            self._prompts,
+            config.rationale,
+            seed=derived_seed(config.seed, salt, rank),
+            heartbeat=party.saying("writing rationales"),
+        )
+        texts = pack_texts(message.codes[made.codes], made.texts)
+        dropped = {reason: str(count) for reason, count in made.dropped.items()}
+        reply = answer(**texts, dropped=dropped, note=printable(made.note), unfinished=made.unfinished.astype(np.uint8))
+        self._channel.send(client.peer, reply, 0)
+        name = client.peer.name.replace(" ", "_")
+        party.metrics.log("fedcot", 0, f"{question.name}_{name}", len(message.codes))
+        party.metrics.log("fedcot", 0, f"{answer.name}_{name}", len(made.texts))

@@ -1,0 +1,205 @@
+"""A client (guest or host) in FedCoT: the private table, what it asks in place of its prompts, and what comes back.
+
+The phases, in order: read and plan, agree with the arbiter, learn to ask (from public prompts, for some strategies),
+charge the ledger, ask, receive rationales, decode them, keep the good ones. Only the questions are computed from private
+records, and they are in the ledger before they are made. The SLM learns afterwards
+(:mod:`~fate_llm_ext.algo.fedcot.learning`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Type
+
+import numpy as np
+
+from fate_llm_ext.algo.fedcot.adaptive import Adaptive
+from fate_llm_ext.algo.fedcot.checks import check_rationales
+from fate_llm_ext.algo.fedcot.generated import Generated
+from fate_llm_ext.algo.fedcot.handshake import greet
+from fate_llm_ext.algo.fedcot.prompts import Prompts
+from fate_llm_ext.algo.fedcot.protocol import Explained, Proxies, Questions, Rationales
+from fate_llm_ext.algo.fedcot.quality import select
+from fate_llm_ext.algo.fedcot.questions import Outgoing
+from fate_llm_ext.algo.fedcot.release import plan
+from fate_llm_ext.algo.fedcot.strategies import (
+    Asked,
+    Clear,
+    FedCoTParty,
+    PrivateRecords,
+    Scene,
+    Strategy,
+    WordByWord,
+)
+from fate_llm_ext.algo.fedcot.student import Pair, RationaleModel
+from fate_llm_ext.algo.messages import pack_texts
+from fate_llm_ext.algo.party import private_table
+from fate_llm_ext.algo.private import charge
+from fate_llm_ext.algo.session import untold
+from fate_llm_ext.data.datasets import has_split, named, read_rows
+from fate_llm_ext.data.formats import Row
+from fate_llm_ext.data.templates import Example, get_template
+from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.privacy.mechanisms import fresh_generator
+
+STRATEGIES: Dict[str, Type[Strategy]] = {
+    "exponential": WordByWord,
+    "fixed_vocabulary": WordByWord,
+    "metric": WordByWord,
+    "adaptive_exponential": Adaptive,
+    "dp_generator": Generated,
+    "none": Clear,
+}
+
+
+class Client:
+    """The client's side; it holds the private records and what they were planned to cost.
+
+    Args:
+        party: who and where.
+        train_data: FATE's reader of the private table.
+        generator: folder of a DP generator, if the task was given one.
+
+    Attributes:
+        records: the private records.
+        test: examples of the table's test split, if it has one; nothing of them is ever sent.
+        student: the SLM, untrained as yet.
+        strategy: how it asks.
+        asked: the questions, once :meth:`ask` has run.
+        rationales: what the SLM learns beside labels, once :meth:`receive` has run.
+        note: why the LLM gave fewer rationales than were asked for; empty otherwise.
+
+    Raises:
+        ExtensionError: all that is wrong with table, budget, templates and model, before anything is charged.
+    """
+
+    def __init__(self, party: FedCoTParty, train_data: Any, generator: Optional[Path] = None) -> None:
+        config = party.config
+        self._party = party
+        self._channel = party.channel
+        known = None if generator is None else Generated.guarantee(generator)
+        table = private_table(party, train_data, lambda *given: plan(*given, known))
+        self.data, self.planned = table.data, table.planned
+        party.phase("", "preparing the records")
+        self.outgoing = Outgoing(config.task, config.question)
+        with untold():
+            self.records = self._records(table.rows, table.folder)
+            judged = read_rows(table.folder, "test") if has_split(table.folder, "test") else []
+            self.test = self._records(judged, table.folder).examples if judged else []
+        self.student = self._load_student()
+        self._templates = Prompts(config.rationale, config.decoding)
+        scene = Scene(
+            party, self.outgoing, self.records, self.student, self._templates, self._explained, generator
+        )
+        self.strategy = STRATEGIES[config.perturbation.strategy](scene)
+        self.asked: Optional[Asked] = None
+        self.rationales: List[Pair] = []
+        self.note = ""
+
+    def _records(self, rows: List[Row], folder: Path) -> PrivateRecords:
+        """Rows as examples and allow-listed fields. A private row without an answer cannot be learned from: E787."""
+        task = self._party.config.task
+        template = get_template(task)
+        flat = [template.canonical(row, number, str(folder)) for number, row in enumerate(named(rows, task.columns, folder), 1)]
+        examples: List[Example] = list(template.examples(flat, str(folder)))
+        lacking = [number for number, one in enumerate(examples, 1) if one.answer is None]
+        if lacking:
+            raise ExtensionError("E787", path=folder, count=len(lacking), rows=len(examples), row=lacking[0])
+        return PrivateRecords(examples, [self.outgoing.pick(fields) for fields in flat])
+
+    def _load_student(self) -> RationaleModel:
+        party, config = self._party, self._party.config
+        assert config.student is not None  # checks.role_problems
+        folder = party.site.lookup("models", config.student.name)
+        return RationaleModel(folder, config.student, config, party.device, party.channel.heartbeat)
+
+    # -- before anything private leaves --------------------------------------------------------------
+
+    def agree(self) -> None:
+        """Handshake with the arbiter."""
+        self._party.phase("", "waiting for the arbiter")
+        from fate_llm_ext.privacy.accountants import epsilon
+
+        delta = self.planned.delta
+        cost = epsilon(self.planned.release.mechanisms, delta or 0.5)
+        greet(self._channel, self._party.config, (cost, delta or 1.0), self.outgoing.choices)
+
+    def learn(self) -> None:
+        """What the strategy learns from public prompts."""
+        self.strategy.learn()
+
+    def charge(self) -> None:
+        """Write the release into the ledger; it is durable when this returns.
+
+        Raises:
+            ExtensionError: the ledger's, if the table's budget would be exceeded.
+        """
+        self._party.phase("", "charging the ledger")
+        self.spending = charge(self._party.site, self.data, self.planned)
+
+    def _explained(self, texts: List[str]) -> List[Optional[str]]:
+        """The LLM's rationales for public prompts; None where there is none."""
+        arbiter = self._channel.peers[0]
+        codes = np.arange(len(texts))
+        self._channel.send(arbiter, Proxies(**pack_texts(codes, texts)), 0)
+        message = self._channel.receive(arbiter, Explained, 0)
+        check_rationales(message, arbiter.name, codes)
+        found: List[Optional[str]] = [None] * len(texts)
+        for code, text in zip(message.codes.tolist(), message.texts()):
+            found[code] = text
+        return found
+
+    # -- the arbiter's help --------------------------------------------------------------------------
+
+    def ask(self) -> None:
+        """Draw the questions and send them, in an order that says nothing about the table."""
+        party, config = self._party, self._party.config
+        party.phase("fedcot", "perturbing prompts")
+        with untold():
+            self.asked = self.strategy.ask()
+        count = len(self.asked.texts)
+        recorded = config.rationale.recorded
+        self._order = np.arange(count) if recorded else fresh_generator().permutation(count)
+        party.phase("fedcot", "sending questions")
+        texts = [self.asked.texts[index] for index in self._order]
+        self._channel.send(self._channel.peers[0], Questions(**pack_texts(np.arange(count), texts)), 0)
+        party.metrics.log("fedcot", 0, "questions", count)
+
+    def receive(self) -> None:
+        """Rationales for the questions, decoded, and those of them that are good enough to learn from."""
+        party, config, asked = self._party, self._party.config, self.asked
+        assert asked is not None  # ask has run
+        arbiter = self._channel.peers[0]
+        party.phase("fedcot", "waiting for the arbiter's rationales")
+        message = self._channel.receive(arbiter, Rationales, 0)
+        check_rationales(message, arbiter.name, np.arange(len(asked.texts)))
+        self.note = message.note
+        for reason, count in message.dropped.items():
+            party.metrics.log("fedcot", 0, f"rationales_dropped_{reason}", int(count))
+        self._received = (self._order[message.codes.astype(np.int64)], message.texts(), message.unfinished.astype(bool))
+
+    def decode(self) -> None:
+        """Rationales for the own prompts, and those of them that are good enough to learn from."""
+        party, config, asked = self._party, self._party.config, self.asked
+        assert asked is not None  # ask has run
+        which, texts, unfinished = self._received
+        party.phase("fedcot", "decoding rationales")
+        with untold():
+            decoded = self.strategy.decode(asked, which, texts)
+            kept = select(
+                decoded,
+                prompts=[asked.prompts[index] for index in which],
+                labels=[asked.labels[index] for index in which],
+                choices=[asked.choices[index] if asked.choices else () for index in which],
+                unfinished=unfinished,
+                config=config.quality,
+                rationale=config.rationale,
+            )
+            self.rationales = [Pair(asked.prompts[which[row]], text) for row, text in zip(kept.rows, kept.texts)]
+        party.metrics.log("fedcot", 0, "rationales", len(texts))
+        party.metrics.log("fedcot", 0, "rationales_kept", len(self.rationales))
+        for reason, count in kept.dropped.items():
+            party.metrics.log("fedcot", 0, f"rationales_{reason}", count)
+
+
+Affair = Callable[[], None]

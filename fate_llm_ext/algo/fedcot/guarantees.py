@@ -1,0 +1,63 @@
+"""What each strategy guarantees, in words; the report of every run says it. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+from typing import List
+
+from fate_llm_ext.algo.fedcot.config import FedCoTConfig
+from fate_llm_ext.privacy.report import show_epsilon
+
+NOT_COVERED = (
+    "how many records there are, which of their fields are there, and how many words each has: they count as public",
+    "meaning that is spread over many words of a record, as far as it survives in all of them together",
+)
+
+
+def word_bound(config: FedCoTConfig) -> float:
+    """Largest log-ratio of probabilities that one word can cause, from the parameters alone; inf without a bound.
+
+    ``fixed_vocabulary``: ε. ``metric``: 2ε, for the vectors have unit length and are at most 2 apart.
+    """
+    how = config.perturbation
+    if how.strategy == "fixed_vocabulary":
+        return float(how.epsilon or math.inf)
+    if how.strategy == "metric":
+        return 2.0 * float(how.epsilon or math.inf)
+    return math.inf
+
+
+def guarantee_text(config: FedCoTConfig) -> List[str]:
+    """Sentences for people."""
+    how, words = config.perturbation, config.question.max_words
+    epsilon = show_epsilon(how.epsilon)
+    if how.strategy == "fixed_vocabulary":
+        return [
+            f"ε-local DP per word: whatever a word is, each output is at most e^{epsilon} times as probable as for any "
+            "other word. Unknown words (names, numbers) are all the same to the mechanism.",
+            f"Per record: at most {words} words leave, so the ε of a record is up to {words} x {epsilon}.",
+        ]
+    if how.strategy == "metric":
+        return [
+            f"Metric DP per word: two words at distance d cause log-ratios of at most {epsilon} d (vectors of unit "
+            f"length). Near words are hidden among each other, far ones hardly; over all words the bound is "
+            f"{show_epsilon(2 * float(how.epsilon or 0))}.",
+            f"Per record: at most {words} words leave, so the ε of a record is up to {words} x "
+            f"{show_epsilon(2 * float(how.epsilon or 0))}.",
+        ]
+    if how.strategy == "exponential":
+        return [
+            f"A heuristic: the set of candidates depends on the word itself, so the nominal ε = {epsilon} per word is no "
+            "bound. The ratio test measures by how much it is exceeded.",
+        ]
+    if how.strategy == "adaptive_exponential":
+        return [
+            "A heuristic: a model rewrites the prompts, and nothing bounds what its words tell about them. Only the "
+            f"public prompts that it learned from were perturbed, with a nominal ε = {epsilon}, which is no bound either.",
+        ]
+    if how.strategy == "dp_generator":
+        return [
+            "No private prompt leaves in any form: the questions are texts of a generator, and have its guarantee per "
+            "record, whatever their number.",
+        ]
+    return ["The allow-listed fields of every record left in clear."]
