@@ -577,6 +577,34 @@ CATALOGUE: dict[str, ErrorKind] = {
         "All {asked} augmented texts came back, but {note}.",
         "See whether that matters for the task; more synthetic texts (`synthesis.samples`) may help.",
     ),
+    "E750": ErrorKind(
+        "The closed vocabulary needs at least 2 words, the {source} gives {words} (left out: {left_out}).",
+        "Name a larger public set as `vocabulary.public`, or a model whose tokenizer knows whole words as "
+        "`vocabulary.model`.",
+        shared=True,
+    ),
+    "E751": ErrorKind(
+        "The table of vectors is {shape}, the tokenizer needs {needed} rows.",
+        "Use the tokenizer that belongs to the model.",
+        shared=True,
+    ),
+    "E776": ErrorKind(
+        "`perturbation.strategy` {strategy} asks about texts of a DP generator, and the task gives {role} none.",
+        "Link the input `generator` to the output `generator_model` of an `fdkt` task, or choose another strategy.",
+        shared=True,
+    ),
+    "E777": ErrorKind(
+        "The task gives {role} a DP generator, which `perturbation.strategy` {strategy} does not use: the questions "
+        "would be about the private prompts.",
+        "Remove the input `generator`, or set `perturbation.strategy: dp_generator`.",
+        shared=True,
+    ),
+    "E778": ErrorKind(
+        "The task's prompt shows {fields} fields ({shown}; listed to leave: {listed}), and a DP generator writes one "
+        "text, of which the fields cannot be told apart.",
+        "Give a task whose prompt needs one text field, or choose another `perturbation.strategy`.",
+        shared=True,
+    ),
 }
 
 

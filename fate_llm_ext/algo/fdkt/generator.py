@@ -12,7 +12,7 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Mapping, Optional, Protocol, Tuple, Union
 
 import numpy as np
 import pydantic
@@ -64,8 +64,18 @@ class SavedGenerator(Group):
         return values
 
 
+class Writer(Protocol):
+    """A causal language model with its tokenizer."""
+
+    @property
+    def network(self) -> Any: ...  # noqa: D102
+
+    @property
+    def tokenizer(self) -> Any: ...  # noqa: D102
+
+
 def sample_valid(
-    model: Model,
+    model: Writer,
     control: ControlConfig,
     counts: np.ndarray,
     synthesis: SynthesisConfig,
