@@ -94,7 +94,8 @@ CATALOGUE: dict[str, ErrorKind] = {
     "E130": ErrorKind("More than one source is given for {party}, {name!r} takes one.", "Keep one source per party."),
     # E2xx - data ---------------------------------------------------------------------------------
     "E131": ErrorKind(
-        "The LLM {name!r} is under {count} of `models` and `endpoints` in this party's site file (they have: {known}).",
+        "The LLM {name!r} is under {count} of `models`, `endpoints` and `recordings` in this party's site file (they "
+        "have: {known}).",
         "Add it under exactly one of them: `models: {{{name}: <path>}}` or `endpoints: {{{name}: {{url: <url>}}}}`.",
     ),
     "E201": ErrorKind("{path} does not exist.", "Check the path.{hint}"),
@@ -238,7 +239,7 @@ CATALOGUE: dict[str, ErrorKind] = {
         shared=True,
     ),
     "E410": ErrorKind(
-        "`llm.adapter` is {adapter!r}, but the LLM {name!r} is an HTTP endpoint.",
+        "`llm.adapter` is {adapter!r}, but the LLM {name!r} is an HTTP endpoint or a recording.",
         "Leave `llm.adapter` out and let the server load the adapter, or name a local model.",
     ),
     "E411": ErrorKind(
@@ -267,6 +268,14 @@ CATALOGUE: dict[str, ErrorKind] = {
     ),
     "E417": ErrorKind(
         "The endpoint {name!r} cannot be asked: {reason}.", "Correct `url` or `ca_file` of the endpoint."
+    ),
+    "E418": ErrorKind(
+        "The recording {name!r}, {path}: {reason}.",
+        "It needs a file `<role>_<party id>.jsonl` for each client, whose line i is the answer about row i.",
+    ),
+    "E419": ErrorKind(
+        "The recording {name!r} holds {lines} answers for {client}, asked for is the one about row {row} (from 0).",
+        "Record an answer for every row of the client's train split, in its order.",
     ),
     "E440": ErrorKind(
         "{folder}: no tokenizer here.",

@@ -19,7 +19,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Mapping, Optional, Union
 
 import pydantic
 from pydantic import Field
@@ -49,6 +49,13 @@ class SiteBudget(pydantic.BaseModel):
 
     epsilon: float = Field(..., gt=0.0, description="ε of everything together; .inf also allows releases without DP.")
     delta: float = Field(..., gt=0.0, lt=1.0, description="δ of everything together, below 1 / records.")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Answers that an LLM gave earlier: a folder with a file for each client."""
+
+    folder: Path
 
 
 class Endpoint(pydantic.BaseModel):
@@ -96,6 +103,10 @@ class Site(pydantic.BaseModel):
     endpoints: Dict[str, Endpoint] = Field(
         default_factory=dict, description="Name -> OpenAI-compatible HTTP server of an LLM."
     )
+    recordings: Dict[str, str] = Field(
+        default_factory=dict,
+        description="Name -> folder with the recorded answers of an LLM, one file for each client.",
+    )
     budgets: Dict[str, SiteBudget] = Field(
         default_factory=dict, description="<namespace>/<name> -> {epsilon, delta} for all jobs together."
     )
@@ -111,7 +122,7 @@ class Site(pydantic.BaseModel):
         return (Path(self.root).expanduser() / Path(value).expanduser()).resolve()
 
     def lookup(self, kind: str, name: str) -> Path:
-        """The existing path under ``tables``, ``models`` or ``public``.
+        """The existing path under ``tables``, ``models``, ``public`` or ``recordings``.
 
         Raises:
             ExtensionError: E110 if the name is not in the site file, E111 if the path is missing.
@@ -124,18 +135,26 @@ class Site(pydantic.BaseModel):
             raise ExtensionError("E111", kind=kind, name=name, path=path)
         return path
 
-    def lookup_llm(self, name: str) -> Union[Path, Endpoint]:
-        """The LLM of that name: the folder of a local model or an HTTP endpoint.
+    def lookup_llm(self, name: str) -> Union[Path, Endpoint, Recording]:
+        """The LLM of that name: the folder of a local model, an HTTP endpoint, or recorded answers.
 
         Raises:
-            ExtensionError: E131 if the name is under both or neither of ``models`` and ``endpoints``, E111 if the
-                model's path is missing.
+            ExtensionError: E131 if the name is not under exactly one of ``models``, ``endpoints`` and ``recordings``,
+                E111 if the path of model or recording is missing.
         """
-        found = [kind for kind in ("models", "endpoints") if name in getattr(self, kind)]
+        kinds: Dict[str, Mapping[str, Any]] = {
+            "models": self.models,
+            "endpoints": self.endpoints,
+            "recordings": self.recordings,
+        }
+        found = [kind for kind, names in kinds.items() if name in names]
         if len(found) != 1:
-            known = ", ".join([*sorted(self.models), *sorted(self.endpoints)]) or "nothing"
+            known = ", ".join(one for names in kinds.values() for one in sorted(names)) or "nothing"
             raise ExtensionError("E131", name=name, count=len(found), known=known)
-        return self.endpoints[name] if found[0] == "endpoints" else self.lookup("models", name)
+        if found[0] == "endpoints":
+            return self.endpoints[name]
+        path = self.lookup(found[0], name)
+        return path if found[0] == "models" else Recording(path)
 
     def budget(self, table: str) -> Budget:
         """What may be released about a table, under differential privacy.

@@ -192,7 +192,7 @@ class _Checker:
             if isinstance(value, LLMConfig) and value.adapter is not None:
                 where = f"{located[name][1]}.adapter"
                 site = self._site_of(party)
-                if site is not None and value.name in site.endpoints:
+                if site is not None and value.name in (*site.endpoints, *site.recordings):
                     error = ExtensionError("E410", adapter=value.adapter, name=value.name)
                     problems.append(Problem(f"{where} ({party})", error))
                 else:

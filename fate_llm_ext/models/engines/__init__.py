@@ -1,4 +1,4 @@
-"""Engines that let an LLM write: a local model or an OpenAI-compatible HTTP server, behind one interface."""
+"""Engines that let an LLM write: a local model, an OpenAI-compatible HTTP server or a recording."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.engines.base import Completion, Engine
 from fate_llm_ext.models.engines.http import HTTPEngine, open_http
 from fate_llm_ext.models.engines.local import LocalEngine, open_local
-from fate_llm_ext.site import Site
+from fate_llm_ext.models.engines.recorded import RecordedEngine
+from fate_llm_ext.site import Recording, Site
 
-__all__ = ["Completion", "Engine", "HTTPEngine", "LocalEngine", "open_engine"]
+__all__ = ["Completion", "Engine", "HTTPEngine", "LocalEngine", "RecordedEngine", "open_engine"]
 
 
 def open_engine(
@@ -27,7 +28,8 @@ def open_engine(
 
     Raises:
         ExtensionError: E131, E111 the site does not know it; E402, E403, E405 a local model cannot be loaded; E410 an
-            adapter is named for an endpoint; E411, E412 its files are wrong; E413 to E417 it does not answer rightly.
+            adapter is named for an endpoint or a recording; E411, E412 an endpoint's files are wrong; E413 to E417 it
+            does not answer rightly; E418 a recording holds no answers.
     """
     found = site.lookup_llm(config.name)
     if isinstance(found, Path):
@@ -36,4 +38,6 @@ def open_engine(
         return open_local(found, adapter, config, device)
     if config.adapter is not None:
         raise ExtensionError("E410", adapter=config.adapter, name=config.name)
+    if isinstance(found, Recording):
+        return RecordedEngine(found.folder, config.name)
     return open_http(site, found, config.name, heartbeat)

@@ -47,6 +47,7 @@ class Engine(ABC):
         seed: int,
         stop: Sequence[str] = (),
         step: Step = lambda done, total: None,
+        keys: Optional[Sequence[str]] = None,
     ) -> List[Completion]:
         """One completion of each prompt, in their order; all of them or an error.
 
@@ -56,6 +57,8 @@ class Engine(ABC):
             seed: the same one gives the same texts, as far as the engine can promise it.
             stop: a text ends before the first of these strings that it holds.
             step: called with (done, total) prompts as they are done.
+            keys: what each prompt is about, as `guest 9999/17`: whose it is, and its row. Only a recording looks at
+                them; they never leave the process.
 
         Raises:
             ExtensionError: a prompt has no answer, or all are refused; none is left out.

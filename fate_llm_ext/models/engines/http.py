@@ -88,8 +88,9 @@ class HTTPEngine(Engine):
         seed: int,
         stop: Sequence[str] = (),
         step: Step = lambda done, total: None,
+        keys: Optional[Sequence[str]] = None,
     ) -> List[Completion]:
-        """See :meth:`Engine.generate`; ``batch_size`` has no meaning here.
+        """See :meth:`Engine.generate`; ``batch_size`` and ``keys`` have no meaning here.
 
         Once the trial request has passed, a prompt that is refused (status 400, 413, 422, or an answer that says so)
         gets a completion that says it; the number is logged.

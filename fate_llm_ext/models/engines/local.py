@@ -42,8 +42,11 @@ class LocalEngine(Engine):
         seed: int,
         stop: Sequence[str] = (),
         step: Step = lambda done, total: None,
+        keys: Optional[Sequence[str]] = None,
     ) -> List[Completion]:
         """See :meth:`Engine.generate`; the same seed gives the same texts on the same machine.
+
+        ``keys`` have no meaning here.
 
         Raises:
             ExtensionError: E407 the model's logits are no numbers; E664 a prompt has no token; E665 a prompt is too
