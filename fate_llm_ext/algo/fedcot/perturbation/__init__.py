@@ -1,0 +1,1 @@
+"""Private texts word by word: words, a closed public vocabulary, the mechanisms that draw from it."""
