@@ -63,6 +63,7 @@ setup(
         "fate.ext.component_desc": [
             "dpkd = fate_llm_ext.components.dpkd:dpkd",
             "fdkt = fate_llm_ext.components.fdkt:fdkt",
+            "fedcot = fate_llm_ext.components.fedcot:fedcot",
             "fedmkt = fate_llm_ext.components.fedmkt:fedmkt",
             "text_evaluation = fate_llm_ext.components.text_evaluation:text_evaluation",
         ],

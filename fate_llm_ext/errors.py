@@ -614,6 +614,38 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Give a task whose prompt needs one text field, or choose another `perturbation.strategy`.",
         shared=True,
     ),
+    "E784": ErrorKind(
+        "`question.fields` lists {field}, but {why}; fields that may leave: {known}.",
+        "Take it out of `question.fields`, or change `task.prompt`.",
+        shared=True,
+    ),
+    "E785": ErrorKind(
+        "No field of the task's prompt may leave: the answer is made of {answer}, and nothing else is shown.",
+        "Name a prompt with other fields as `task.prompt`.",
+        shared=True,
+    ),
+    "E786": ErrorKind(
+        "`question.max_words` is {words}, but {fields} fields leave, each with a word at least.",
+        "Raise `question.max_words`, or list fewer `question.fields`.",
+        shared=True,
+    ),
+    "E787": ErrorKind(
+        "{path}: {count} of {rows} rows have no answer, first row {row}; nothing can be learned from them.",
+        "Remove them or add the answers.",
+    ),
+    "E788": ErrorKind(
+        "{lost} of {clients} clients dropped out: {reasons}",
+        "The others have what they asked for. See the reports of those that are named.",
+    ),
+    "E789": ErrorKind(
+        "{got} of {asked} questions have a rationale: {note}.",
+        "The model learns from what there is. Look at the LLM's prompts (`fate-llm-ext check --show-prompts`) and at the "
+        "counts of dropped rationales.",
+    ),
+    "E790": ErrorKind(
+        "None of {got} rationales is good enough to learn from ({dropped}): the model has learned from labels alone.",
+        "Look at the counts `rationales_*`, and loosen `quality` where they say so.",
+    ),
 }
 
 

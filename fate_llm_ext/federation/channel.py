@@ -18,7 +18,7 @@ import queue
 import struct
 import threading
 import time
-from typing import Any, Dict, List, Sequence, Type, TypeVar
+from typing import Any, Dict, List, Optional, Sequence, Type, TypeVar
 
 from fate_llm_ext.config import NetworkConfig
 from fate_llm_ext.errors import ExtensionError
@@ -67,6 +67,7 @@ class Channel:
 
     Attributes:
         doing: what this party was last busy with.
+        lost: name -> reason of each peer that was left out.
     """
 
     def __init__(self, ctx: Any, network: NetworkConfig) -> None:
@@ -85,6 +86,8 @@ class Channel:
         self._last_heartbeat = -math.inf  # the first one always goes out: a party that hangs at once is named with it
         self._finished = False
         self.doing = "starting"
+        self._tolerant = False
+        self.lost: Dict[str, str] = {}
         self.bytes_sent = 0
         self.bytes_received = 0
         _open_tables(ctx.federation)
@@ -120,6 +123,16 @@ class Channel:
         self._last_heartbeat = now
         for peer in self.peers:  # also to those that have said goodbye: they wait for ours
             self._put(peer, _HEARTBEAT, doing.encode())
+
+    def tolerate(self) -> None:
+        """From now on leave out a peer that aborts while nobody waits for it: for peers that do not need each other."""
+        self._tolerant = True
+        emit("tolerant")  # who watches the parties is to let the others finish
+
+    def leave_out(self, peer: Peer, reason: str) -> None:
+        """Go on without a peer: it hears nothing more, and nobody waits for it any longer."""
+        self.peers.remove(peer)
+        self.lost[peer.name] = reason
 
     def abort(self, reason: str) -> None:
         """Tell every peer that this party has failed, so that none of them waits for it."""
@@ -214,7 +227,7 @@ class Channel:
                 emit("waiting", peer=names, message=message, seconds=int(now - started), doing=doing)
 
     def _raise_if_lost(self, awaited: Peer, message: str, finished_is_lost: bool = True) -> None:
-        self._raise_if_aborted()
+        self._raise_if_aborted(awaited)
         reason = awaited.broken or ("it has already finished" if awaited.closed and finished_is_lost else "")
         # Its last message may have come in since the caller looked.
         if reason and awaited.inbox.empty():
@@ -231,9 +244,11 @@ class Channel:
                 setting="silence_seconds" if awaited.heard else "startup_seconds",
             )
 
-    def _raise_if_aborted(self) -> None:
-        for peer in self.peers:
-            if peer.abort_reason:
+    def _raise_if_aborted(self, awaited: Optional[Peer] = None) -> None:
+        for peer in list(self.peers):
+            if peer.abort_reason and self._tolerant and peer is not awaited:
+                self.leave_out(peer, peer.abort_reason)
+            elif peer.abort_reason:
                 raise ExtensionError("E303", party=peer.name, reason=peer.abort_reason)
 
     def _limit(self, peer: Peer) -> float:

@@ -23,12 +23,13 @@ NEEDED_ROLES: Dict[Tuple[str, str], Tuple[Tuple[str, ...], ...]] = {
     ("fedmkt", "train"): (("arbiter",), ("guest", "host")),
     ("dpkd", "train"): (("arbiter",), ("guest",)),
     ("fdkt", "train"): (("arbiter",), ("guest", "host")),
+    ("fedcot", "train"): (("arbiter",), ("guest", "host")),
 }
 
 # Stages that release something differentially private about each owner's table, so that a site must allow it.
 NEEDS_BUDGET = {("dpkd", "train"), ("fdkt", "train")}
 # And stages that release something else about it: at a site that sets budgets every table needs one.
-RELEASES = {*NEEDS_BUDGET, ("fedmkt", "train")}
+RELEASES = {*NEEDS_BUDGET, ("fedmkt", "train"), ("fedcot", "train")}
 
 
 def check(dag: Dag, sites_path: Optional[Path] = None, root: Optional[str] = None) -> List[Problem]:

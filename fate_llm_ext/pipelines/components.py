@@ -15,7 +15,7 @@ from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.hints import near
 
 DEFINITIONS = Path(__file__).resolve().parent / "definitions"
-CLASSES = {"DPKD": "dpkd", "FDKT": "fdkt", "FedMKT": "fedmkt", "TextEvaluation": "text_evaluation"}
+CLASSES = {"DPKD": "dpkd", "FDKT": "fdkt", "FedCoT": "fedcot", "FedMKT": "fedmkt", "TextEvaluation": "text_evaluation"}
 
 __all__ = ["DPKD", "FDKT", "FedMKT", "TextEvaluation"]  # noqa: F822 - made on demand
 

@@ -21,18 +21,24 @@ CONFIGS = {
     ("dpkd", "train"): "fate_llm_ext.algo.dpkd.config:DPKDConfig",
     ("fdkt", "train"): "fate_llm_ext.algo.fdkt.config:FDKTConfig",
     ("fdkt", "predict"): "fate_llm_ext.algo.fdkt.config:PredictConfig",
+    ("fedcot", "train"): "fate_llm_ext.algo.fedcot.config:FedCoTConfig",
+    ("fedcot", "predict"): "fate_llm_ext.algo.fedcot.config:PredictConfig",
 }
 # What a role needs beyond that: functions of (configuration, role) that give all errors ...
 ROLE_PROBLEMS = {
     ("dpkd", "train"): "fate_llm_ext.algo.dpkd.checks:role_problems",
     ("fdkt", "train"): "fate_llm_ext.algo.fdkt.checks:role_problems",
     ("fdkt", "predict"): "fate_llm_ext.algo.fdkt.checks:predict_problems",
+    ("fedcot", "train"): "fate_llm_ext.algo.fedcot.checks:role_problems",
+    ("fedcot", "predict"): "fate_llm_ext.algo.fedcot.checks:predict_problems",
 }
 # ... and those that say which models and public sets it looks up in its site file; without one: all it is given.
 LOOKED_UP = {
     ("dpkd", "train"): "fate_llm_ext.algo.dpkd.checks:looked_up",
     ("fdkt", "train"): "fate_llm_ext.algo.fdkt.checks:looked_up",
     ("fdkt", "predict"): "fate_llm_ext.algo.fdkt.checks:predict_looked_up",
+    ("fedcot", "train"): "fate_llm_ext.algo.fedcot.checks:looked_up",
+    ("fedcot", "predict"): "fate_llm_ext.algo.fedcot.checks:predict_looked_up",
 }
 # What the models of a stage read: functions of (a party's valid parameters, role, those of
 # the other parties by name) that give prompts to show.
@@ -40,6 +46,8 @@ PROMPTS = {
     ("dpkd", "train"): "fate_llm_ext.pipelines.prompts:of_generator",
     ("fdkt", "train"): "fate_llm_ext.algo.fdkt.prompts:shown",
     ("fdkt", "predict"): "fate_llm_ext.algo.fdkt.prompts:shown_in_predict",
+    ("fedcot", "train"): "fate_llm_ext.algo.fedcot.prompts:shown",
+    ("fedcot", "predict"): "fate_llm_ext.algo.fedcot.prompts:shown_in_predict",
 }
 
 

@@ -27,9 +27,12 @@ PLANS: Dict[Tuple[str, str], str] = {
     ("fedmkt", "train"): "fate_llm_ext.algo.fedmkt.release:plan",
     ("dpkd", "train"): "fate_llm_ext.algo.dpkd.release:plan",
     ("fdkt", "train"): "fate_llm_ext.algo.fdkt.release:plan",
+    ("fedcot", "train"): "fate_llm_ext.algo.fedcot.release:plan",
 }
 # Stages whose outputs stay at the party.
-STAYS_HERE = frozenset({("fedmkt", "predict"), ("fdkt", "predict"), ("text_evaluation", "default")})
+STAYS_HERE = frozenset(
+    {("fedmkt", "predict"), ("fdkt", "predict"), ("fedcot", "predict"), ("text_evaluation", "default")}
+)
 JOB = "planned"  # in place of the id of a job that has none yet
 
 

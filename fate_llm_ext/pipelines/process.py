@@ -23,7 +23,10 @@ _EXCEPTION_LINE = re.compile(r"^(?:[\w]+\.)*(\w*(?:Error|Exception|Exit|Interrup
 
 
 class PartyProcess:
-    """A running party. ``code`` is its exit code, negative for a signal, None while it runs."""
+    """A running party. ``code`` is its exit code, negative for a signal, None while it runs.
+
+    ``tolerant``: it has said that it carries on without a party that fails.
+    """
 
     def __init__(self, party: Party, folder: Path) -> None:
         self.party = party
@@ -31,6 +34,7 @@ class PartyProcess:
         self.code: Optional[int] = None
         self.ended = 0.0
         self.stopped_by_engine = False
+        self.tolerant = False
         self.error: Optional[Event] = None
         self._events = Follower(folder / "events.jsonl")
         self._process: Optional[subprocess.Popen[bytes]] = None
@@ -91,6 +95,7 @@ class PartyProcess:
         for event in events:
             if event.get("type") == "error" and self.error is None:
                 self.error = event
+            self.tolerant = self.tolerant or event.get("type") == "tolerant"
         return events
 
     def close(self) -> None:

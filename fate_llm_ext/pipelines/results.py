@@ -16,6 +16,7 @@ from fate_llm_ext.pipelines.process import Event, Follower
 ARM_ORDER = (
     *("zero_shot", "standalone", "standalone_public", "centralized", "paper", "fedmkt"),
     *("local", "local_synthetic", "fdkt"),
+    *("fedcot", "distilling"),
     *("dp_teacher", "dp_sgd_student", "dpkd", "synthetic_ce", "dp_kd", "on_policy", "non_private"),
 )
 ARM_TITLES = {
@@ -28,6 +29,8 @@ ARM_TITLES = {
     "local": "Local",
     "local_synthetic": "Local + synthetic",
     "fdkt": "FDKT",
+    "fedcot": "FedCoT",
+    "distilling": "Distilling step-by-step",
     "dp_teacher": "DP teacher",
     "dp_sgd_student": "DP-SGD student",
     "dpkd": "DPKD",
@@ -52,8 +55,18 @@ FDKT_NOTE = (
     "written after these. Non-private: as local + synthetic, with a generator trained without noise and clipping. None "
     "of these models is differentially private: all have read the records, and stay at their client."
 )
+FEDCOT_NOTE = (
+    "Standalone: the client's own labels. FedCoT: and rationales of the LLM for perturbed prompts. Distilling "
+    "step-by-step: and rationales for the prompts in clear, which is no privacy at all. None of these models is "
+    "differentially private: all have read the records, and stay at their client."
+)
 # An arm that only tables of one algorithm have -> the note under these.
-ARM_NOTES = {"standalone_public": FEDMKT_NOTE, "dp_kd": DPKD_NOTE, "fdkt": FDKT_NOTE}
+ARM_NOTES = {
+    "standalone_public": FEDMKT_NOTE,
+    "dp_kd": DPKD_NOTE,
+    "fdkt": FDKT_NOTE,
+    **dict.fromkeys(("fedcot", "distilling"), FEDCOT_NOTE),
+}
 CLIENTS = "mean of clients"
 _CLIENT_ROLES = ("guest", "host")
 _PREFERRED = ("accuracy", "nll_per_byte", "perplexity", "code_accuracy")
@@ -62,6 +75,8 @@ _METHODS = {
     "fedmkt": ("standalone", "standalone_public"),
     "dp_kd": ("dp_sgd_student", "dpkd", "synthetic_ce"),
     "fdkt": ("local", "local_synthetic"),
+    "fedcot": ("standalone",),
+    "distilling": ("standalone",),
 }
 
 _Values = Dict[str, Dict[str, List[float]]]  # party -> arm -> a value per run

@@ -67,7 +67,8 @@ def supervise(
                 failed_at = now
             if interrupts.number:
                 raise ExtensionError("E526", signal=signal.Signals(interrupts.number).name, task=task)
-            if failed_at is not None and now - failed_at > GRACE_SECONDS:
+            spared = any(process.tolerant and not process.code for process in processes)
+            if failed_at is not None and not spared and now - failed_at > GRACE_SECONDS:
                 break
             if timeout is not None and now - began > timeout:
                 log = next((process.log for process in processes if process.running), processes[0].log)

@@ -21,9 +21,11 @@ from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.privacy.events import (
     DataSet,
     Gaussian,
+    LocalDP,
     Mechanism,
     NonPrivate,
     PoissonGaussian,
+    PostProcessing,
     PureDP,
     Release,
     mechanism_to_dict,
@@ -41,6 +43,7 @@ INFINITE = "infinity"  # in JSON, which has no number for it
 
 UNIT = "one record"
 ADJACENCY = "add or remove one record"
+ADJACENCY_LOCAL = "put one record's words in the place of placeholders, as many as there are, or the other way round"
 RANDOMNESS = (
     "Records are sampled and noise is drawn by pseudo-random generators that are seeded from the operating system's "
     "entropy, independent of the job's seed, which every party knows. They are not cryptographic."
@@ -135,6 +138,8 @@ def statement(
     artefacts: Sequence[Artefact] = (),
     not_covered: Sequence[str] = (),
     audit: Optional[Mapping[str, Any]] = None,
+    perturbation: Optional[Mapping[str, Any]] = None,
+    notes: Sequence[str] = (),
 ) -> Dict[str, Any]:
     """The statement of one party about one task; what JSON can hold and nothing else.
 
@@ -152,6 +157,8 @@ def statement(
         artefacts: what the task leaves behind.
         not_covered: what else the guarantee does not cover.
         audit: figures of an audit that ran, e.g. ``{"epsilon_lower": 0.4, "confidence": 0.95}``.
+        perturbation: how words were hidden one by one, e.g. ``{"strategy": "metric", "epsilon": 8.0}``.
+        notes: what else has to be said about the guarantee, in sentences.
     """
     guarantee = _guarantee(data, releases, delta, accountant)
     private = data is not None and bool(releases) and guarantee["epsilon"] != INFINITE
@@ -171,6 +178,8 @@ def statement(
         "randomness": RANDOMNESS if private else "",
         "artefacts": [{"name": one.name, "private": one.private, "why": one.why} for one in artefacts],
         "audit": None if audit is None else {name: to_json(value) for name, value in audit.items()},
+        "perturbation": None if perturbation is None else dict(perturbation),
+        "notes": list(notes),
     }
 
 
@@ -224,7 +233,7 @@ def card(statement: Mapping[str, Any]) -> str:
 
 def facts(statement: Mapping[str, Any]) -> List[List[str]]:
     """(name, text) of parameters and accounting, where there are any."""
-    found: List[List[str]] = []
+    found: List[List[str]] = [["guarantee", text] for text in statement.get("notes", ())]
     training, guarantee, audit = statement["training"], statement["guarantee"], statement["audit"]
     if training is not None:
         found.append(["DP-SGD", _training_text(training)])
@@ -278,6 +287,15 @@ def mechanism_text(mechanism: Mechanism) -> str:
         return f"Gaussian noise of {mechanism.noise_multiplier:.4g} sensitivities on all records, x {mechanism.count}"
     if isinstance(mechanism, PureDP):
         return f"pure differential privacy, ε = {show_epsilon(mechanism.epsilon)}, x {mechanism.count}"
+    if isinstance(mechanism, LocalDP):
+        return (
+            f"local differential privacy of each word, ε = {show_epsilon(mechanism.epsilon)}, x {mechanism.words} words"
+        )
+    if isinstance(mechanism, PostProcessing):
+        return (
+            f"post-processing of a release with (ε, δ) = ({show_epsilon(mechanism.epsilon)}, "
+            f"{show_delta(mechanism.delta)}) that has been charged"
+        )
     return "none: not differentially private"
 
 
@@ -301,15 +319,25 @@ def _guarantee(
     found = _compose(mechanisms, delta, accountant)
     if found["epsilon"] == INFINITE:
         text = (
-            "Not differentially private: ε = ∞. What left this party was computed from private records without noise."
+            "Not differentially private: ε = ∞. What left this party was computed from private records, and nothing "
+            "bounds what it tells about them."
         )
         return {"epsilon": INFINITE, "delta": None, "text": text}
+    adjacency = ADJACENCY_LOCAL if any(isinstance(one, LocalDP) for one in mechanisms) else ADJACENCY
     text = (
         f"(ε, δ)-differential privacy with ε = {show_epsilon(found['epsilon'])}, δ = {show_delta(found['delta'])} for "
-        f"all that left this party in this job. Unit: {UNIT}; neighbours: {ADJACENCY}; the number of records counts "
+        f"all that left this party in this job. Unit: {UNIT}; neighbours: {adjacency}; the number of records counts "
         "as public."
     )
-    definition = {"definition": "(ε, δ)-differential privacy", "unit": UNIT, "adjacency": ADJACENCY}
+    if all(isinstance(one, PostProcessing) for one in mechanisms):
+        paid = [one for one in mechanisms if isinstance(one, PostProcessing)]
+        found = {"epsilon": max(one.epsilon for one in paid), "delta": max(one.delta for one in paid)}
+        text = (
+            f"(ε, δ)-differential privacy with ε = {show_epsilon(found['epsilon'])}, δ = {show_delta(found['delta'])}: "
+            "what left this party in this job is post-processing of what was charged when it was made, at no further "
+            f"cost. Unit: {UNIT}; neighbours: {ADJACENCY}."
+        )
+    definition = {"definition": "(ε, δ)-differential privacy", "unit": UNIT, "adjacency": adjacency}
     return {**found, **definition, "text": text}
 
 

@@ -7,7 +7,7 @@ alone.
 from __future__ import annotations
 
 import math
-from typing import List, Tuple, Type
+from typing import Any, List, Tuple, Type
 
 import numpy as np
 
@@ -19,9 +19,12 @@ from fate_llm_ext.algo.fedcot.rationales import explain
 from fate_llm_ext.algo.fedcot.strategies import FedCoTParty
 from fate_llm_ext.algo.messages import pack_texts, printable
 from fate_llm_ext.algo.party import derived_seed
+from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.engines import open_engine
+from fate_llm_ext.progress import emit
 
 _PROXIES, _QUESTIONS = 1, 2  # salts of seeds
+_LOST = ("E303", "E304", "E305")  # it aborted, it is silent, it cannot be read
 
 
 class Arbiter:
@@ -54,15 +57,41 @@ class Arbiter:
         self._clients = welcome(self._channel, self._party.config, self._engine.name)
 
     def serve(self) -> None:
-        """Rationales for every client: for its public prompts, if it has some, and for its questions."""
+        """Rationales for every client: for its public prompts, if it has some, and for its questions.
+
+        A client that drops out is left out: the others need nothing of it.
+
+        Raises:
+            ExtensionError: E788 all clients have dropped out.
+        """
+        self._channel.tolerate()
         try:
             for rank, client in enumerate(self._clients):
                 if client.proxies:
-                    self._answer(client, rank, Proxies, Explained, _PROXIES)
+                    self._try(client, rank, Proxies, Explained, _PROXIES)
             for rank, client in enumerate(self._clients):
-                self._answer(client, rank, Questions, Rationales, _QUESTIONS)
+                self._try(client, rank, Questions, Rationales, _QUESTIONS)
         finally:
             self._engine.close()
+        lost = self._channel.lost
+        self._party.metrics.log("fedcot", 0, "clients_lost", len(lost))
+        if lost:
+            told = "; ".join(f"{name}: {reason}" for name, reason in sorted(lost.items()))
+            error = ExtensionError("E788", lost=len(lost), clients=len(self._clients), reasons=told)
+            if len(lost) == len(self._clients):
+                raise error
+            emit("warning", code=error.code, message=str(error))
+
+    def _try(self, client: Agreed, *what: Any) -> None:
+        """One exchange with a client, unless it has dropped out or does so meanwhile."""
+        if client.peer not in self._channel.peers:
+            return
+        try:
+            self._answer(client, *what)
+        except ExtensionError as error:
+            if error.code not in _LOST or error.facts.get("party") != client.peer.name:
+                raise
+            self._channel.leave_out(client.peer, str(error))
 
     def _answer(
         self,
@@ -91,6 +120,8 @@ class Arbiter:
         texts = pack_texts(message.codes[made.codes], made.texts)
         dropped = {reason: str(count) for reason, count in made.dropped.items()}
         reply = answer(**texts, dropped=dropped, note=printable(made.note), unfinished=made.unfinished.astype(np.uint8))
+        if client.peer not in self._channel.peers:  # lost while the LLM wrote
+            return
         self._channel.send(client.peer, reply, 0)
         name = client.peer.name.replace(" ", "_")
         party.metrics.log("fedcot", 0, f"{question.name}_{name}", len(message.codes))

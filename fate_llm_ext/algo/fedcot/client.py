@@ -9,7 +9,7 @@ records, and they are in the ledger before they are made. The SLM learns afterwa
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Type
+from typing import Any, Dict, List, Optional, Tuple, Type
 
 import numpy as np
 
@@ -41,6 +41,8 @@ from fate_llm_ext.data.formats import Row
 from fate_llm_ext.data.templates import Example, get_template
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.privacy.mechanisms import fresh_generator
+
+Received = Tuple[np.ndarray, List[str], np.ndarray]  # question of each rationale, text, whether it was cut
 
 STRATEGIES: Dict[str, Type[Strategy]] = {
     "exponential": WordByWord,
@@ -88,19 +90,32 @@ class Client:
             self.test = self._records(judged, table.folder).examples if judged else []
         self.student = self._load_student()
         self._templates = Prompts(config.rationale, config.decoding)
-        scene = Scene(
-            party, self.outgoing, self.records, self.student, self._templates, self._explained, generator
-        )
+        scene = Scene(party, self.outgoing, self.records, self.student, self._templates, self._explained, generator)
         self.strategy = STRATEGIES[config.perturbation.strategy](scene)
         self.asked: Optional[Asked] = None
         self.rationales: List[Pair] = []
         self.note = ""
+        self.dropped: Dict[str, int] = {}
+        self._received: Received = (np.zeros(0, dtype=np.int64), [], np.zeros(0, dtype=bool))
+
+    @property
+    def questions(self) -> int:
+        """How many questions were asked."""
+        return len(self.asked.texts) if self.asked else 0
+
+    @property
+    def received(self) -> int:
+        """How many of them have a rationale."""
+        return len(self._received[1])
 
     def _records(self, rows: List[Row], folder: Path) -> PrivateRecords:
         """Rows as examples and allow-listed fields. A private row without an answer cannot be learned from: E787."""
         task = self._party.config.task
         template = get_template(task)
-        flat = [template.canonical(row, number, str(folder)) for number, row in enumerate(named(rows, task.columns, folder), 1)]
+        flat = [
+            template.canonical(row, number, str(folder))
+            for number, row in enumerate(named(rows, task.columns, folder), 1)
+        ]
         examples: List[Example] = list(template.examples(flat, str(folder)))
         lacking = [number for number, one in enumerate(examples, 1) if one.answer is None]
         if lacking:
@@ -166,13 +181,12 @@ class Client:
         party.metrics.log("fedcot", 0, "questions", count)
 
     def receive(self) -> None:
-        """Rationales for the questions, decoded, and those of them that are good enough to learn from."""
-        party, config, asked = self._party, self._party.config, self.asked
-        assert asked is not None  # ask has run
+        """Rationales for the questions."""
+        party = self._party
         arbiter = self._channel.peers[0]
         party.phase("fedcot", "waiting for the arbiter's rationales")
         message = self._channel.receive(arbiter, Rationales, 0)
-        check_rationales(message, arbiter.name, np.arange(len(asked.texts)))
+        check_rationales(message, arbiter.name, np.arange(self.questions))
         self.note = message.note
         for reason, count in message.dropped.items():
             party.metrics.log("fedcot", 0, f"rationales_dropped_{reason}", int(count))
@@ -198,8 +212,6 @@ class Client:
             self.rationales = [Pair(asked.prompts[which[row]], text) for row, text in zip(kept.rows, kept.texts)]
         party.metrics.log("fedcot", 0, "rationales", len(texts))
         party.metrics.log("fedcot", 0, "rationales_kept", len(self.rationales))
+        self.dropped = kept.dropped
         for reason, count in kept.dropped.items():
             party.metrics.log("fedcot", 0, f"rationales_{reason}", count)
-
-
-Affair = Callable[[], None]

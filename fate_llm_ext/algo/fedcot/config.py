@@ -168,7 +168,7 @@ class AttackConfig(Group):
     methods: List[Attack] = Field(
         ["inversion", "ratio"],
         description="inversion: nearest or most probable word; infill: a language model guesses it from its "
-        "neighbours; ratio: exact probability ratios of the mechanism on its table.",
+        "neighbours; ratio: exact probability ratios of the mechanism on its table. Empty: no attack.",
     )
     words: int = Field(5000, ge=1, description="Attack at most this many words.")
     model: Optional[ModelConfig] = Field(None, description="infill: the language model; default: the student's base.")
@@ -192,7 +192,7 @@ class FedCoTConfig(Group):
     learning: LearningConfig = LearningConfig()
     train: TrainConfig = Field(TrainConfig(batch_size=16, epochs=3), description="Training of the SLM.")
     compare: List[Comparison] = Field([], description="Baselines to run and print beside FedCoT.")
-    attack: Optional[AttackConfig] = Field(AttackConfig(), description="Attacks on the own questions; null: none.")
+    attack: AttackConfig = AttackConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     network: NetworkConfig = NetworkConfig()
 
@@ -221,8 +221,6 @@ class PredictConfig(Group):
     student: Optional[ModelConfig] = Field(None, description="Base model of the adapter, if an adapter was trained.")
     student_weights: Weights = Field("full", description="What was trained: adapters or all weights.")
     learning: LearningConfig = LearningConfig()
-    rationale: bool = Field(
-        False, description="Also write a rationale for each row; without it only the label (cheap)."
-    )
+    explain: bool = Field(False, description="Also write a rationale for each row; without it only the label (cheap).")
     decoding: DecodingConfig = Field(DecodingConfig(), description="Sampling of these rationales.")
     evaluation: EvaluationConfig = EvaluationConfig()
