@@ -531,7 +531,7 @@ CATALOGUE: dict[str, ErrorKind] = {
     ),
     "E700": ErrorKind(
         "The template `{field}` does not use {missing} (it uses: {used}), so the model is not told what it is about.",
-        "Add it to `{field}`; see `fate-llm-ext desc fdkt` for the default.",
+        "Add it to `{field}`; `fate-llm-ext desc <component>` shows the default.",
     ),
     "E701": ErrorKind(
         "The LLM is behind an HTTP server, which gives no hidden states, and no `embedder` is named.",

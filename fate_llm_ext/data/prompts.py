@@ -19,15 +19,16 @@ class PromptTemplate:
         field: the parameter that holds it, for errors.
         source: Jinja; all white space counts, also a line end at its end.
         variables: the names it may use.
+        needed: those of them without which it makes no sense.
 
     Attributes:
         used: those of them that it does use, in their order.
 
     Raises:
-        ExtensionError: E209 it is broken or names something else.
+        ExtensionError: E209 it is broken or names something else; E700 it leaves out what it is about.
     """
 
-    def __init__(self, field: str, source: str, variables: Sequence[str]) -> None:
+    def __init__(self, field: str, source: str, variables: Sequence[str], needed: Sequence[str] = ()) -> None:
         environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
         self.field = field
         self.variables = tuple(variables)
@@ -43,6 +44,9 @@ class PromptTemplate:
         if not names:
             raise ExtensionError("E209", field=field, reason=f"it uses none of {', '.join(variables)}")
         self.used = tuple(name for name in variables if name in names)
+        missing = [name for name in needed if name not in names]
+        if missing:
+            raise ExtensionError("E700", field=field, missing=", ".join(missing), used=", ".join(self.used))
 
     def render(self, **values: Any) -> str:
         """The prompt; every variable of the template has to be given.

@@ -10,7 +10,6 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from fate_llm_ext.algo.fdkt.config import AugmentationConfig, FilterConfig, PromptsConfig
 from fate_llm_ext.data.prompts import PromptTemplate, Shown, shown_control
-from fate_llm_ext.errors import ExtensionError
 
 # Per template: the variables that it may use, and those of them without which it makes no sense.
 VARIABLES: Dict[str, Tuple[Tuple[str, ...], Tuple[str, ...]]] = {
@@ -69,12 +68,7 @@ def template(config: PromptsConfig, name: str) -> PromptTemplate:
     Raises:
         ExtensionError: as :class:`Prompts`.
     """
-    known, needed = VARIABLES[name]
-    found = PromptTemplate(f"prompts.{name}", getattr(config, name), known)
-    missing = [variable for variable in needed if variable not in found.used]
-    if missing:
-        raise ExtensionError("E700", field=found.field, missing=", ".join(missing), used=", ".join(found.used))
-    return found
+    return PromptTemplate(f"prompts.{name}", getattr(config, name), *VARIABLES[name])
 
 
 def shown(parameters: Mapping[str, Any], role: str, peers: Mapping[str, Mapping[str, Any]]) -> List[Shown]:
