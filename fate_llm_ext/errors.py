@@ -614,6 +614,17 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Give a task whose prompt needs one text field, or choose another `perturbation.strategy`.",
         shared=True,
     ),
+    "E779": ErrorKind(
+        "{shared} of the {rows} rows of the public set {name!r} are among the {records} records of the private table: "
+        "a model that rewrites prompts must not learn from private ones, and the LLM would read them in clear.",
+        "Take these rows out of the set, or name another one as `perturbation.proxy`.",
+    ),
+    "E780": ErrorKind(
+        "For none of the {rows} public prompts rationales came back both for the prompt and for its perturbed form: "
+        "the SLM has learned to rewrite prompts, but not to decode rationales.",
+        "Look at the LLM and its prompt (`fate-llm-ext check --show-prompts`), or give more rows "
+        "(`perturbation.proxy_rows`).",
+    ),
     "E784": ErrorKind(
         "`question.fields` lists {field}, but {why}; fields that may leave: {known}.",
         "Take it out of `question.fields`, or change `task.prompt`.",
