@@ -2,9 +2,9 @@
 
     L = ½ L_enc + ½ L_dec,    L_enc = -log P(p' | p),    L_dec = -log P(r | p, p', r')        (arXiv 2406.12403)
 
-p' is p with each word replaced by the exponential mechanism, r and r' are the LLM's rationales for p and p'. All four come
-from *public* prompts (``perturbation.proxy``): rationales for clear prompts mean that the LLM reads these. Private
-prompts are then rewritten by sampling from the SLM, and the same SLM decodes their rationales.
+p' is p with each word replaced by the exponential mechanism, r and r' are the LLM's rationales for p and p'. All four
+come from *public* prompts (``perturbation.proxy``): rationales for clear prompts mean that the LLM reads these.
+Private prompts are then rewritten by sampling from the SLM, and the same SLM decodes their rationales.
 
 This is a heuristic, not differential privacy. What it keeps: only words of the closed vocabulary leave, as many as the
 record has; names, numbers and all else that the vocabulary lacks are one placeholder before the SLM reads them.
@@ -12,25 +12,35 @@ record has; names, numbers and all else that the vocabulary lacks are one placeh
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence
+import math
+import unicodedata
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar
 
 import numpy as np
 
+from fate_llm_ext.algo.fdkt.validity import words
 from fate_llm_ext.algo.fedcot.perturbation.perturber import Perturbed
+from fate_llm_ext.algo.fedcot.perturbation.vocabulary import UNKNOWN
+from fate_llm_ext.algo.fedcot.perturbation.words import split
 from fate_llm_ext.algo.fedcot.strategies import (
+    Asked,
     PrivateRecords,
     Scene,
     WordByWord,
+    about_records,
     put_together,
     units_of,
 )
 from fate_llm_ext.algo.fedcot.student import Pair
 from fate_llm_ext.algo.party import derived_seed
 from fate_llm_ext.algo.session import untold
+from fate_llm_ext.config import GenerationConfig
 from fate_llm_ext.data.datasets import read_rows
 from fate_llm_ext.data.templates import get_template
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.lora import AdapterState
+from fate_llm_ext.privacy.mechanisms import fresh_generator
+from fate_llm_ext.progress import emit
 
 REWRITE = "Rewrite: "  # before a prompt that the SLM is to rewrite
 PLACEHOLDER = "_"  # for every unit that the vocabulary lacks
@@ -106,7 +116,7 @@ class Adaptive(WordByWord):
         scene.student.restore()
 
     def _encoding(self, units: Sequence[Units], drawn: Perturbed) -> List[Pair]:
-        """p -> p'."""
+        """Pairs p -> p'."""
         targets = [f" {BETWEEN} ".join(own) for own in _by_record(units, drawn.texts)]
         tokens = self.scene.student.tokenizer(targets, add_special_tokens=False)["input_ids"]
         self._tokens_per_word = max(len(ids) / len(text.split()) for ids, text in zip(tokens, targets))
@@ -115,7 +125,7 @@ class Adaptive(WordByWord):
     def _decoding(
         self, perturbed: Sequence[str], clear: Sequence[Optional[str]], other: Sequence[Optional[str]]
     ) -> List[Pair]:
-        """(p, p', r') -> r, where the LLM gave both rationales."""
+        """Pairs (p, p', r') -> r, where the LLM gave both rationales."""
         asked, templates = [one.prompt for one in self._proxies.examples], self.scene.prompts
         pairs = [
             Pair(templates.decode(text, behind, question), f" {target}")
