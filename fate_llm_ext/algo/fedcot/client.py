@@ -1,8 +1,8 @@
 """A client (guest or host) in FedCoT: the private table, what it asks in place of its prompts, and what comes back.
 
 The phases, in order: read and plan, agree with the arbiter, learn to ask (from public prompts, for some strategies),
-charge the ledger, ask, receive rationales, decode them, keep the good ones. Only the questions are computed from private
-records, and they are in the ledger before they are made. The SLM learns afterwards
+charge the ledger, ask, receive rationales, decode them, keep the good ones. Only the questions are computed from
+private records, and they are in the ledger before they are made. The SLM learns afterwards
 (:mod:`~fate_llm_ext.algo.fedcot.learning`).
 """
 

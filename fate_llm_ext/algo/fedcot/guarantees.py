@@ -47,13 +47,13 @@ def guarantee_text(config: FedCoTConfig) -> List[str]:
         ]
     if how.strategy == "exponential":
         return [
-            f"A heuristic: the set of candidates depends on the word itself, so the nominal ε = {epsilon} per word is no "
-            "bound. The ratio test measures by how much it is exceeded.",
+            f"A heuristic: the set of candidates depends on the word itself, so the nominal ε = {epsilon} per word is "
+            "no bound. The ratio test measures by how much it is exceeded.",
         ]
     if how.strategy == "adaptive_exponential":
         return [
             "A heuristic: a model rewrites the prompts, and nothing bounds what its words tell about them. Only the "
-            f"public prompts that it learned from were perturbed, with a nominal ε = {epsilon}, which is no bound either.",
+            f"public prompts that it learned from were perturbed, with a nominal ε = {epsilon}, which bounds nothing.",
         ]
     if how.strategy == "dp_generator":
         return [

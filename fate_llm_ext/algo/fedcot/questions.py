@@ -1,8 +1,8 @@
 """What may leave a client: a fixed form around allow-listed fields.
 
-The template of a question sees the allow-listed fields, as a strategy has perturbed them, and the task's public choices;
-there is no other variable, so neither a label nor a raw field can be reached. A field that the answer is made of cannot
-be listed.
+The template of a question sees the allow-listed fields, as a strategy has perturbed them, and the task's public
+choices; there is no other variable, so neither a label nor a raw field can be reached. A field that the answer is made
+of cannot be listed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Outgoing:
 
     Raises:
         ExtensionError: E784 a listed field is none of the prompt's, or holds the answer; E785 there is none; E786
-            `question.max_words` is below their number; E208, E209 the task's or the question's template is broken or names something else.
+            `question.max_words` is below their number; E208, E209 the task's or the question's template is broken or
+            names something else.
     """
 
     def __init__(self, task: TaskConfig, question: QuestionConfig) -> None:
