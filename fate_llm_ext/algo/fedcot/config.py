@@ -29,6 +29,7 @@ Comparison = Literal["standalone"]
 Attack = Literal["inversion", "infill", "ratio"]
 
 WORD_BY_WORD = ("exponential", "adaptive_exponential", "fixed_vocabulary", "metric")  # strategies that need ε
+WITHOUT_POSITIONS = ("adaptive_exponential", "dp_generator")  # those that ask about texts that are no private rows
 
 
 class PerturbationConfig(Group):
@@ -119,7 +120,7 @@ class DecodingConfig(GenerationConfig):
     method: Literal["model", "substitution", "none"] = Field(
         "substitution",
         description="model: the client's SLM rewrites it (as in the paper); substitution: words that stand for others "
-        "are put back; none: as it comes.",
+        "are put back; none: as it comes. adaptive_exponential: model unless none is set.",
     )
     prompt: str = Field(
         "Question: {{ perturbed }}\nReason: {{ rationale }}\n\nQuestion: {{ question }}\nReason:",
@@ -205,6 +206,13 @@ class FedCoTConfig(Group):
         if (how.proxy is None) == (how.strategy == "adaptive_exponential"):
             needs = "needs" if how.proxy is None else "takes no"
             raise ValueError(f"`perturbation.strategy` {how.strategy} {needs} `perturbation.proxy`")
+        if how.strategy == "adaptive_exponential":
+            values["decoding"] = _by_model(values["decoding"])
+        if values["rationale"].recorded and how.strategy in WITHOUT_POSITIONS:
+            raise ValueError(
+                f"`rationale.recorded` finds an answer by the row's position, and `perturbation.strategy` {how.strategy} "
+                "asks about texts that have none"
+            )
         longest = max(len(one) for one in values["task"].choices or [""])
         if longest > LONGEST_WORD or len(values["task"].choices or ()) > MOST_CHOICES:
             raise ValueError(
@@ -212,6 +220,16 @@ class FedCoTConfig(Group):
                 f"{MOST_CHOICES} of {LONGEST_WORD} are allowed"
             )
         return values
+
+
+def _by_model(decoding: DecodingConfig) -> DecodingConfig:
+    """The decoding of a strategy whose words stand for no single ones, so that none can be put back."""
+    if decoding.method == "substitution" and "method" in decoding.__fields_set__:
+        raise ValueError(
+            "`decoding.method` substitution puts single words back, and with `perturbation.strategy` "
+            "adaptive_exponential a model rewrites whole prompts: leave it out, or set model or none"
+        )
+    return decoding if decoding.method == "none" else decoding.copy(update={"method": "model"})
 
 
 class PredictConfig(Group):
