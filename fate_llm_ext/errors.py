@@ -597,6 +597,11 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Use the tokenizer that belongs to the model.",
         shared=True,
     ),
+    "E768": ErrorKind(
+        "`rationale.demonstrations` holds {count}, `rationale.prompt` shows none (it uses: {used}).",
+        "Add `{{% for one in demonstrations %}} ... {{% endfor %}}` to it (`fate-llm-ext desc fedcot` shows the default), "
+        "or leave the demonstrations out.",
+    ),
     "E776": ErrorKind(
         "`perturbation.strategy` {strategy} asks about texts of a DP generator, and the task gives {role} none.",
         "Link the input `generator` to the output `generator_model` of an `fdkt` task, or choose another strategy.",

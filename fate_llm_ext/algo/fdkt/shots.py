@@ -7,6 +7,8 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from fate_llm_ext.algo import fitting
+
 
 @dataclass(frozen=True, eq=False)
 class Shots:
@@ -64,16 +66,6 @@ def fit(
         The prompts, and how many demonstrations each holds (int [M]). 0: not even one fits, the prompt is not to be
         sent.
     """
-    low = np.zeros(len(drawn), dtype=np.int64)
-    high = np.array([len(one.ranked[:most]) for one in drawn], dtype=np.int64)
-    prompts = [""] * len(drawn)
-    middle = high.copy()  # all of them, mostly
-    while len(unsettled := np.flatnonzero(low < high)):
-        texts = [render(drawn[index], int(middle[index])) for index in unsettled]
-        for index, text, good in zip(unsettled.tolist(), texts, fits(texts).tolist()):
-            if good:
-                low[index], prompts[index] = middle[index], text
-            else:
-                high[index] = middle[index] - 1
-        middle = (low + high + 1) // 2
-    return prompts, low
+    return fitting.fit(
+        [len(one.ranked[:most]) for one in drawn], lambda index, count: render(drawn[index], count), fits
+    )
