@@ -163,6 +163,6 @@ class _Output:
             f"# FedCoT: {what} ({self._party.role})\n\n{first}"
             f"Made by fate-llm-ext {__version__} with FedCoT (arXiv 2406.12403): another party's LLM gives rationales "
             f"for prompts that it does not see, strategy `{self._party.config.perturbation.strategy}`; a small model "
-            f"learns labels and rationales. Seed {self._party.config.seed} (perturbation comes from the operating system's "
-            "entropy).\n\n" + report.card(said)
+            f"learns labels and rationales. Seed {self._party.config.seed} (the perturbation comes from the operating "
+            "system's entropy).\n\n" + report.card(said)
         )
