@@ -210,8 +210,8 @@ class FedCoTConfig(Group):
             values["decoding"] = _by_model(values["decoding"])
         if values["rationale"].recorded and how.strategy in WITHOUT_POSITIONS:
             raise ValueError(
-                f"`rationale.recorded` finds an answer by the row's position, and `perturbation.strategy` {how.strategy} "
-                "asks about texts that have none"
+                "`rationale.recorded` finds an answer by the row's position, and `perturbation.strategy` "
+                f"{how.strategy} asks about texts that have none"
             )
         longest = max(len(one) for one in values["task"].choices or [""])
         if longest > LONGEST_WORD or len(values["task"].choices or ()) > MOST_CHOICES:

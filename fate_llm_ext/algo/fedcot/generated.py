@@ -18,7 +18,7 @@ import numpy as np
 from fate_llm_ext.algo.control import Records
 from fate_llm_ext.algo.fdkt.config import ValidityConfig
 from fate_llm_ext.algo.fdkt.generator import load_generator, read_generator, sample_valid
-from fate_llm_ext.algo.fedcot.inputs import input_problems, text_field
+from fate_llm_ext.algo.fedcot.inputs import text_field
 from fate_llm_ext.algo.fedcot.strategies import Asked, Scene, Strategy
 from fate_llm_ext.algo.party import derived_seed
 from fate_llm_ext.algo.synthesis import code_counts
@@ -44,16 +44,13 @@ class Generated(Strategy):
     Longer texts end after ``question.max_words`` words.
 
     Raises:
-        ExtensionError: E776 the task was given no generator; E778 the task's prompt is made of more than one text;
-            E731 to E733 the folder holds no generator; E110, E111 the site does not know its base model; E402 to E408
-            it cannot be loaded.
+        ExtensionError: E778 the task's prompt is made of more than one text; E731 to E733 the folder holds no
+            generator; E110, E111 the site does not know its base model; E402 to E408 it cannot be loaded.
     """
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        for problem in input_problems(self.config, scene.party.role, scene.generator is not None):
-            raise problem
-        assert scene.generator is not None  # input_problems
+        assert scene.generator is not None  # inputs.input_problems
         self._field = text_field(self.config)
         self._saved = read_generator(scene.generator)
         self._writer = self._load(scene.generator)

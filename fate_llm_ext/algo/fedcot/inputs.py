@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List
+from typing import Collection, List
 
 from fate_llm_ext.algo.fedcot.config import FedCoTConfig
 from fate_llm_ext.algo.fedcot.questions import Outgoing
@@ -10,16 +10,16 @@ from fate_llm_ext.data.templates import get_template
 from fate_llm_ext.errors import ExtensionError
 
 
-def input_problems(config: FedCoTConfig, role: str, generator: bool) -> List[ExtensionError]:
+def input_problems(config: FedCoTConfig, role: str, inputs: Collection[str]) -> List[ExtensionError]:
     """What is wrong between a party's strategy and its input ``generator``.
 
     Args:
-        generator: whether the task is given one.
+        inputs: names of the inputs that the task gives the party.
 
     Returns:
         E776 a generator is needed and not there; E777 it is there and not needed; E778 as :func:`text_field`.
     """
-    strategy = config.perturbation.strategy
+    strategy, generator = config.perturbation.strategy, "generator" in inputs
     if role == "arbiter":
         return []
     if strategy != "dp_generator":
