@@ -597,6 +597,14 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Use the tokenizer that belongs to the model.",
         shared=True,
     ),
+    "E758": ErrorKind(
+        "The attack `infill` needs a causal or a masked language model, {model} is an encoder-decoder.",
+        "Name another model as `attack.model`, or take `infill` out of `attack.methods`.",
+    ),
+    "E759": ErrorKind(
+        "The attack `infill` needs a mask token, and the tokenizer of {model} has none.",
+        "Name another model as `attack.model`, or add `mask_token` to its tokenizer_config.json.",
+    ),
     "E768": ErrorKind(
         "`rationale.demonstrations` holds {count}, `rationale.prompt` shows none (it uses: {used}).",
         "Add `{{% for one in demonstrations %}} ... {{% endfor %}}` to it (`fate-llm-ext desc fedcot` shows the default), "
