@@ -15,7 +15,7 @@ from fate_llm_ext.errors import ExtensionError, Problem
 from fate_llm_ext.hints import near
 from fate_llm_ext.pipelines import catalog
 from fate_llm_ext.pipelines.job import Dag, Input, Party, Source, Task
-from fate_llm_ext.pipelines.parameters import check_parameters, looked_up
+from fate_llm_ext.pipelines.parameters import check_parameters, input_problems, looked_up
 from fate_llm_ext.site import Site, load_sites
 
 # Parties that a component's stage cannot do without: each entry is a choice of roles.
@@ -85,6 +85,7 @@ class _Checker:
             if party.role in whole.roles:
                 values, found = check_parameters(task, party, whole, part)
                 problems += found + self._inputs(task, party, whole, part)
+                problems += input_problems(task, party, whole.name, values)
                 problems += self._site(task, party, values) + self._budgets(task, party)
         return problems
 

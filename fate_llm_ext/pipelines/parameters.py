@@ -32,6 +32,10 @@ ROLE_PROBLEMS = {
     ("fedcot", "train"): "fate_llm_ext.algo.fedcot.checks:role_problems",
     ("fedcot", "predict"): "fate_llm_ext.algo.fedcot.checks:predict_problems",
 }
+# ... or of (configuration, role, names of the inputs that the task gives it) ...
+INPUT_PROBLEMS = {
+    ("fedcot", "train"): "fate_llm_ext.algo.fedcot.inputs:input_problems",
+}
 # ... and those that say which models and public sets it looks up in its site file; without one: all it is given.
 LOOKED_UP = {
     ("dpkd", "train"): "fate_llm_ext.algo.dpkd.checks:looked_up",
@@ -176,12 +180,31 @@ def looked_up(task: Task, party: Party, component: str, values: Dict[str, Any]) 
     """
     path = LOOKED_UP.get((component, task.stage))
     if path is not None:
-        try:
-            config = _load(CONFIGS[component, task.stage])(**values)
-        except pydantic.ValidationError:  # reported with the parameters
-            return frozenset()
-        return frozenset(_load(path)(config, party.role))
+        config = _config(task, component, values)
+        return frozenset() if config is None else frozenset(_load(path)(config, party.role))
     return frozenset(values)
+
+
+def input_problems(task: Task, party: Party, component: str, values: Dict[str, Any]) -> List[Problem]:
+    """Whether a party's parameters and the optional inputs of its task fit together.
+
+    Args:
+        values: as :func:`check_parameters` returns them.
+    """
+    path = INPUT_PROBLEMS.get((component, task.stage))
+    config = _config(task, component, values) if path else None
+    if path is None or config is None:
+        return []
+    given = [one.name for one in task.inputs if one.sources_of(party)]
+    return [Problem(f"tasks.{task.name}.inputs ({party})", error) for error in _load(path)(config, party.role, given)]
+
+
+def _config(task: Task, component: str, values: Dict[str, Any]) -> Any:
+    """The algorithm's configuration of a party's (valid) parameters; None if they do not fit together."""
+    try:
+        return _load(CONFIGS[component, task.stage])(**values)
+    except pydantic.ValidationError:  # reported with the parameters
+        return None
 
 
 def _load(path: str) -> Any:

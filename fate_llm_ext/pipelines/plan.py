@@ -7,6 +7,7 @@ and nothing is written.
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
@@ -15,11 +16,12 @@ from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.pipelines import catalog
 from fate_llm_ext.pipelines.job import Dag, Party, Task
 from fate_llm_ext.pipelines.parameters import CONFIGS
-from fate_llm_ext.privacy.events import DataSet, fingerprint_records
+from fate_llm_ext.privacy.events import DataSet, PostProcessing, fingerprint_records
 from fate_llm_ext.privacy.report import show_delta, show_epsilon
 from fate_llm_ext.site import Budget, Site, load_sites
 
 if TYPE_CHECKING:
+    from fate_llm_ext.algo.private import Planned
     from fate_llm_ext.privacy.limits import Charge
 
 # What a component's stage releases: function of (config, data set, job, other parties) -> algo.private.Planned.
@@ -29,6 +31,9 @@ PLANS: Dict[Tuple[str, str], str] = {
     ("fdkt", "train"): "fate_llm_ext.algo.fdkt.release:plan",
     ("fedcot", "train"): "fate_llm_ext.algo.fedcot.release:plan",
 }
+# Stages whose release depends on the guarantee of an input model: its name. Their plan functions take (ε, δ) of the
+# task that makes it as well; δ is None without privacy.
+GUARANTEED_BY: Dict[Tuple[str, str], str] = {("fedcot", "train"): "generator"}
 # Stages whose outputs stay at the party.
 STAYS_HERE = frozenset(
     {("fedmkt", "predict"), ("fdkt", "predict"), ("fedcot", "predict"), ("text_evaluation", "default")}
@@ -88,6 +93,7 @@ class _Planner:
         self._dag = dag
         self._sites = sites
         self._pending: Dict[Path, List[Charge]] = {}
+        self._planned: Dict[Tuple[str, Party], Planned] = {}
 
     def task(self, task: Task) -> List[Line]:
         """The lines of one task."""
@@ -119,8 +125,15 @@ class _Planner:
             line.data = _data_set(site, line.table)
             given = {name: value for name, value in task.parameters_of(line.party).items() if value is not None}
             config = _load(CONFIGS[key])(**{name: given[name] for name in part.parameters.mapping if name in given})
-            line.planned = _load(PLANS[key])(config, line.data, JOB, others)
+            source = _producer(task, line.party, GUARANTEED_BY.get(key))
+            made = self._planned.get((source, line.party)) if source else None
+            known = () if made is None else (_guarantee(made),)
+            line.planned = _load(PLANS[key])(config, line.data, JOB, others, *known)
+            self._planned[line.task, line.party] = line.planned
             self._ask(line, site)
+            if made is not None and all(isinstance(one, PostProcessing) for one in line.planned.release.mechanisms):
+                said = f"no further ε: all that leaves is computed from what {source} has paid for"
+                line.note = "; ".join(filter(None, (said, line.note)))
 
     def _ask(self, line: Line, site: Site) -> None:
         """What the ledger has, would have, and whether the site would let it happen."""
@@ -148,6 +161,22 @@ class _Planner:
                 f"ε = {asked} at the job's δ = {show_delta(planned.delta)} is {show_epsilon(line.epsilon)} at "
                 f"δ = {show_delta(line.delta)}, which the table's budget counts"
             )
+
+
+def _producer(task: Task, party: Party, model: Optional[str]) -> Optional[str]:
+    """The task whose output a party gets as that input model."""
+    sources = [source for one in task.inputs if one.name == model for source in one.sources_of(party)]
+    linked = [source for source in sources if source.kind == "task_output_artifact"]
+    return str(linked[0].fields["producer_task"]) if linked else None
+
+
+def _guarantee(planned: Planned) -> Tuple[float, Optional[float]]:
+    """(ε, δ) of a task as its own statement will give it; (inf, None) without privacy."""
+    from fate_llm_ext.privacy.accountants import epsilon
+
+    if planned.delta is None or not planned.release.private:
+        return math.inf, None
+    return epsilon(planned.release.mechanisms, planned.delta, planned.accountant), planned.delta
 
 
 def _tables(task: Task, party: Party, part: Any) -> List[str]:
