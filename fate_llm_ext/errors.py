@@ -605,6 +605,11 @@ CATALOGUE: dict[str, ErrorKind] = {
         "The attack `infill` needs a mask token, and the tokenizer of {model} has none.",
         "Name another model as `attack.model`, or add `mask_token` to its tokenizer_config.json.",
     ),
+    "E762": ErrorKind(
+        "`{parameter}` takes {tokens} tokens, there is room for {limit} (half of `task.max_length`).",
+        "Shorten it, or raise `task.max_length`.",
+        shared=True,
+    ),
     "E768": ErrorKind(
         "`rationale.demonstrations` holds {count}, `rationale.prompt` shows none (it uses: {used}).",
         "Add `{{% for one in demonstrations %}} ... {{% endfor %}}` to it (`fate-llm-ext desc fedcot` shows the default), "
@@ -669,6 +674,11 @@ CATALOGUE: dict[str, ErrorKind] = {
     "E790": ErrorKind(
         "None of {got} rationales is good enough to learn from ({dropped}): the model has learned from labels alone.",
         "Look at the counts `rationales_*`, and loosen `quality` where they say so.",
+    ),
+    "E791": ErrorKind(
+        "{empty} of {asked} questions are empty and {long} are longer than {limit} bytes: these were not asked.",
+        "The model learns the labels of their records without a rationale. List other `question.fields`, or give a "
+        "`question.template`.",
     ),
 }
 

@@ -67,7 +67,7 @@ class Channel:
 
     Attributes:
         doing: what this party was last busy with.
-        lost: name -> reason of each peer that was left out.
+        lost: name -> reason of each peer that was left out, or has not said goodbye.
     """
 
     def __init__(self, ctx: Any, network: NetworkConfig) -> None:
@@ -131,8 +131,9 @@ class Channel:
 
     def leave_out(self, peer: Peer, reason: str) -> None:
         """Go on without a peer: it hears nothing more, and nobody waits for it any longer."""
-        self.peers.remove(peer)
-        self.lost[peer.name] = reason
+        if peer in self.peers:
+            self.peers.remove(peer)
+            self.lost[peer.name] = reason
 
     def abort(self, reason: str) -> None:
         """Tell every peer that this party has failed, so that none of them waits for it."""
@@ -157,7 +158,8 @@ class Channel:
         while waiting := [p for p in self.peers if not (p.closed or p.abort_reason or p.broken)]:
             lost = [p for p in waiting if self._silence(p) > self._limit(p)]
             if lost == waiting:
-                names = ", ".join(f"{p.name} (silent for {self._silence(p):.0f} s)" for p in lost)
+                self.lost.update({p.name: f"silent for {self._silence(p):.0f} s" for p in lost})
+                names = ", ".join(f"{p.name} ({self.lost[p.name]})" for p in lost)
                 logger.warning("closed without the goodbye of %s", names)
                 return
             time.sleep(0.01)

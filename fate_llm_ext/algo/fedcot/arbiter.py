@@ -60,9 +60,6 @@ class Arbiter:
         """Rationales for every client: for its public prompts, if it has some, and for its questions.
 
         A client that drops out is left out: the others need nothing of it.
-
-        Raises:
-            ExtensionError: E788 all clients have dropped out.
         """
         self._channel.tolerate()
         try:
@@ -73,6 +70,13 @@ class Arbiter:
                 self._try(client, rank, Questions, Rationales, _QUESTIONS)
         finally:
             self._engine.close()
+
+    def say_who_is_lost(self) -> None:
+        """A warning that names the clients which have dropped out; to be said once the channel is closed.
+
+        Raises:
+            ExtensionError: E788 it is all of them.
+        """
         lost = self._channel.lost
         self._party.metrics.log("fedcot", 0, "clients_lost", len(lost))
         if lost:
@@ -91,7 +95,7 @@ class Arbiter:
         except ExtensionError as error:
             if error.code not in _LOST or error.facts.get("party") != client.peer.name:
                 raise
-            self._channel.leave_out(client.peer, str(error))
+            self._channel.leave_out(client.peer, str(error.facts.get("reason", error.problem)))
 
     def _answer(
         self,
@@ -115,14 +119,23 @@ class Arbiter:
             self._prompts,
             config.rationale,
             seed=derived_seed(config.seed, salt, rank),
-            heartbeat=party.saying("writing rationales"),
+            heartbeat=lambda _: self._while_served(client),
         )
         texts = pack_texts(message.codes[made.codes], made.texts)
         dropped = {reason: str(count) for reason, count in made.dropped.items()}
         reply = answer(**texts, dropped=dropped, note=printable(made.note), unfinished=made.unfinished.astype(np.uint8))
-        if client.peer not in self._channel.peers:  # lost while the LLM wrote
-            return
+        self._while_served(client)
         self._channel.send(client.peer, reply, 0)
         name = client.peer.name.replace(" ", "_")
         party.metrics.log("fedcot", 0, f"{question.name}_{name}", len(message.codes))
         party.metrics.log("fedcot", 0, f"{answer.name}_{name}", len(made.texts))
+
+    def _while_served(self, client: Agreed) -> None:
+        """A sign of life, as long as the client is there: nobody needs what is written for one that is not.
+
+        Raises:
+            ExtensionError: E303 it has aborted.
+        """
+        self._channel.heartbeat("writing rationales")
+        if client.peer not in self._channel.peers:
+            raise ExtensionError("E303", party=client.peer.name, reason=self._channel.lost[client.peer.name])

@@ -32,7 +32,7 @@ from fate_llm_ext.algo.fedcot.strategies import (
     WordByWord,
 )
 from fate_llm_ext.algo.fedcot.student import Pair, RationaleModel
-from fate_llm_ext.algo.messages import pack_texts
+from fate_llm_ext.algo.messages import LONGEST_TEXT, pack_texts
 from fate_llm_ext.algo.party import private_table
 from fate_llm_ext.algo.private import charge
 from fate_llm_ext.algo.session import untold
@@ -41,6 +41,7 @@ from fate_llm_ext.data.formats import Row
 from fate_llm_ext.data.templates import Example, get_template
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.privacy.mechanisms import fresh_generator
+from fate_llm_ext.progress import emit
 
 Received = Tuple[np.ndarray, List[str], np.ndarray]  # question of each rationale, text, whether it was cut
 
@@ -96,12 +97,13 @@ class Client:
         self.rationales: List[Pair] = []
         self.note = ""
         self.dropped: Dict[str, int] = {}
+        self._place: Dict[int, int] = {}  # number of a question on the wire -> its place among those asked
         self._received: Received = (np.zeros(0, dtype=np.int64), [], np.zeros(0, dtype=bool))
 
     @property
     def questions(self) -> int:
-        """How many questions were asked."""
-        return len(self.asked.texts) if self.asked else 0
+        """How many questions were asked; a record whose allow-listed fields are not there asks none."""
+        return len(self._place)
 
     @property
     def received(self) -> int:
@@ -172,13 +174,23 @@ class Client:
         party.phase("fedcot", "perturbing prompts")
         with untold():
             self.asked = self.strategy.ask()
-        count = len(self.asked.texts)
-        recorded = config.rationale.recorded
-        self._order = np.arange(count) if recorded else fresh_generator().permutation(count)
+            sent = self._fit_to_send(self.asked.texts)
+        codes = sent if config.rationale.recorded else np.arange(len(sent))
+        order = sent if config.rationale.recorded else fresh_generator().permutation(sent)
         party.phase("fedcot", "sending questions")
-        texts = [self.asked.texts[index] for index in self._order]
-        self._channel.send(self._channel.peers[0], Questions(**pack_texts(np.arange(count), texts)), 0)
-        party.metrics.log("fedcot", 0, "questions", count)
+        texts = [self.asked.texts[index] for index in order]
+        self._channel.send(self._channel.peers[0], Questions(**pack_texts(codes, texts)), 0)
+        self._place = dict(zip(codes.tolist(), order.tolist()))
+        party.metrics.log("fedcot", 0, "questions", self.questions)
+
+    def _fit_to_send(self, texts: List[str]) -> np.ndarray:
+        """Which questions can be asked (int [M]): a record may have none of the allow-listed fields."""
+        sizes = np.array([len(text.encode()) for text in texts], dtype=np.int64)
+        empty, long = int((sizes == 0).sum()), int((sizes > LONGEST_TEXT).sum())
+        if empty or long:
+            error = ExtensionError("E791", asked=len(texts), empty=empty, long=long, limit=LONGEST_TEXT)
+            emit("warning", code=error.code, message=str(error))
+        return np.flatnonzero((sizes > 0) & (sizes <= LONGEST_TEXT))
 
     def receive(self) -> None:
         """Rationales for the questions."""
@@ -186,11 +198,12 @@ class Client:
         arbiter = self._channel.peers[0]
         party.phase("fedcot", "waiting for the arbiter's rationales")
         message = self._channel.receive(arbiter, Rationales, 0)
-        check_rationales(message, arbiter.name, np.arange(self.questions))
+        check_rationales(message, arbiter.name, np.array(list(self._place)))
         self.note = message.note
         for reason, count in message.dropped.items():
             party.metrics.log("fedcot", 0, f"rationales_dropped_{reason}", int(count))
-        self._received = (self._order[message.codes.astype(np.int64)], message.texts(), message.unfinished.astype(bool))
+        which = np.array([self._place[code] for code in message.codes.tolist()], dtype=np.int64)
+        self._received = (which, message.texts(), message.unfinished.astype(bool))
 
     def decode(self) -> None:
         """Rationales for the own prompts, and those of them that are good enough to learn from."""

@@ -46,7 +46,7 @@ def run_train(
         party = this_party(ctx, config, role.name, channel)
         output = _Output(party, output_model)
         if role.is_arbiter:
-            _run_arbiter(party, output)
+            own.append(_run_arbiter(party, output))
         else:
             folder = None if generator is None else Path(generator.get_directory())
             finished, comparisons = _run_client(party, output, train_data, folder)
@@ -54,7 +54,8 @@ def run_train(
             later += comparisons
 
 
-def _run_arbiter(party: FedCoTParty, output: _Output) -> None:
+def _run_arbiter(party: FedCoTParty, output: _Output) -> Callable[[], None]:
+    """The arbiter's task; returns what is left to say when all clients have said goodbye."""
     arbiter = Arbiter(party)
     arbiter.agree()
     arbiter.serve()
@@ -62,6 +63,7 @@ def _run_arbiter(party: FedCoTParty, output: _Output) -> None:
     said = report.statement(party.name, "fedcot")
     output.nothing(said)
     report.publish(said)
+    return arbiter.say_who_is_lost
 
 
 def _run_client(

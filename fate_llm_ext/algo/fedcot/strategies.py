@@ -17,10 +17,10 @@ import numpy as np
 
 from fate_llm_ext.algo.fedcot.config import FedCoTConfig
 from fate_llm_ext.algo.fedcot.decoding import decode
+from fate_llm_ext.algo.fedcot.perturbation import words
 from fate_llm_ext.algo.fedcot.perturbation.mechanisms import Mechanism, make_mechanism
 from fate_llm_ext.algo.fedcot.perturbation.perturber import Perturbed, Perturber
 from fate_llm_ext.algo.fedcot.perturbation.vocabulary import Vocabulary, build_vocabulary, embedding_table
-from fate_llm_ext.algo.fedcot.perturbation.words import split
 from fate_llm_ext.algo.fedcot.prompts import Prompts
 from fate_llm_ext.algo.fedcot.questions import Outgoing
 from fate_llm_ext.algo.fedcot.student import RationaleModel
@@ -119,7 +119,8 @@ class Clear(Strategy):
 
     def ask(self) -> Asked:
         """See :meth:`Strategy.ask`."""
-        texts = [self.scene.outgoing.render(fields) for fields in self.scene.records.fields]
+        limit = self.config.question.max_words
+        texts = [self.scene.outgoing.render(first_words(fields, limit)) for fields in self.scene.records.fields]
         return about_records(self.scene.records, texts)
 
 
@@ -155,7 +156,9 @@ class WordByWord(Strategy):
         )
 
 
-def units_of(fields: Dict[str, str], limit: int) -> Dict[str, List[str]]:
+def units_of(
+    fields: Dict[str, str], limit: int, split: Callable[[str], List[str]] = words.split
+) -> Dict[str, List[str]]:
     """The units of a record's fields, at most ``limit``; of what is too much the last fields' ends go.
 
     Each field keeps room for one: an empty one leaves as one unknown word.
@@ -166,6 +169,14 @@ def units_of(fields: Dict[str, str], limit: int) -> Dict[str, List[str]]:
         found[name] = split(text)[: 1 + room]
         room -= max(0, len(found[name]) - 1)
     return found
+
+
+def first_words(fields: Dict[str, str], limit: int) -> Dict[str, str]:
+    """The fields as they are, cut as :func:`units_of` does where there are more than ``limit`` words in them."""
+    kept = units_of(fields, limit, str.split)
+    return {
+        name: text if len(kept[name]) == len(text.split()) else " ".join(kept[name]) for name, text in fields.items()
+    }
 
 
 def put_together(
