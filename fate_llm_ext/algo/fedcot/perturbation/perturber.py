@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, List, Optional, Sequence
+from typing import List, Optional, Sequence
 
 import numpy as np
 
+from fate_llm_ext.algo.fedcot.perturbation.mechanisms import Mechanism
 from fate_llm_ext.algo.fedcot.perturbation.vocabulary import Vocabulary
 from fate_llm_ext.privacy.mechanisms import fresh_generator
-
-if TYPE_CHECKING:
-    from fate_llm_ext.algo.fedcot.perturbation.mechanisms import Mechanism
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +53,12 @@ class Perturber:
             units: of each text; an empty list counts as one unknown word, so that it looks like any other text.
             generator: for tests; by default the operating system's entropy decides, for a job's seed is public.
         """
+        if not units:
+            return Perturbed([], [], [], [])
         filled = [list(text) or [""] for text in units]
         ids = self._vocabulary.ids([unit for text in filled for unit in text])
         drawn = self._mechanism.sample(ids, fresh_generator() if generator is None else generator).astype(np.int32)
         edges = np.cumsum([len(text) for text in filled])[:-1]
+        parts = np.split(drawn, edges)
         words = np.array(self._vocabulary.words, dtype=object)
-        parts = np.split(drawn, edges) if filled else []
-        return Perturbed(
-            filled, np.split(ids, edges) if filled else [], parts, [" ".join(words[part]) for part in parts]
-        )
+        return Perturbed(filled, np.split(ids, edges), parts, [" ".join(words[part]) for part in parts])

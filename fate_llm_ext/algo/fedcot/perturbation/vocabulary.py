@@ -151,14 +151,15 @@ def _of_texts(
     named: Counter[str] = Counter()
     for text in texts:
         for unit, begins in pieces(text):
-            if is_word(unit):
-                small[unit] += 1
-            elif is_word(word := unit.lower()) and unit == capitalised(word):
+            word = unit.lower()
+            if is_word(unit) or (word in COMMON and unit == capitalised(word)):
+                small[word] += 1
+            elif is_word(word) and unit == capitalised(word):
                 (large if begins else named)[word] += 1
-    counts = {word: small[word] + large[word] + named[word] for word in {*small, *large, *named}}
+    counts = {word: small[word] + large[word] for word in {*small, *large, *named}}
     backend = plain_backend(tokenizer, dummy_prefix=False)
     for word in sorted(counts, key=lambda word: (-counts[word], word)):
-        if word not in COMMON and small[word] <= named[word]:
+        if small[word] <= named[word]:
             left_out["name"] += 1
         elif _is_initial(word):
             left_out["letter"] += 1
