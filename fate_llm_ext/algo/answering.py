@@ -40,6 +40,7 @@ class Answerer:
     Args:
         model: with or without an adapter.
         heartbeat: called between batches with what is being done.
+        lead: stands before every prompt; it stays when the beginning of a long prompt is cut.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Answerer:
         task: TaskConfig,
         evaluation: EvaluationConfig,
         heartbeat: Callable[[str], None] = lambda doing: None,
+        lead: str = "",
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -57,12 +59,14 @@ class Answerer:
         self._max_length = task.max_length
         self._batch_size = evaluation.batch_size
         self._heartbeat = heartbeat
+        self._lead = lead
 
     def encode(self, examples: Sequence[Example], answers: Sequence[str]) -> List[Encoded]:
         """Prompt + answer, tokenised jointly, ending with the end token."""
         if not examples:
             return []
-        pairs = encode_pairs(self._spans, [e.prompt for e in examples], answers, self._max_length)
+        prompts = [self._lead + e.prompt for e in examples]
+        pairs = encode_pairs(self._spans, prompts, answers, self._max_length, keep=self._lead)
         encoded = []
         for pair, answer in zip(pairs, answers):
             places = np.flatnonzero(pair.answer)

@@ -1,9 +1,10 @@
-"""A model that an algorithm trains, first of all a causal LM on texts with control codes: loaded, put back, saved."""
+"""A model that an algorithm trains: loaded, put back, saved; and the causal LM on texts with control codes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
@@ -19,7 +20,7 @@ from fate_llm_ext.models.quiet import quiet
 from fate_llm_ext.models.saving import save_model
 
 
-class Model:
+class Trainable(ABC):
     """A base model of which an adapter or all weights are trained.
 
     Args:
@@ -27,7 +28,6 @@ class Model:
         settings: its name in the site file, for the card, and its precision.
         weights: what is trained.
         lora: of the adapter, if that is trained.
-        control: how records become sequences.
         seed: of the adapter's first weights.
         heartbeat: called while something takes long.
 
@@ -43,7 +43,6 @@ class Model:
         settings: ModelConfig,
         weights: Weights,
         lora: LoraConfig,
-        control: ControlConfig,
         seed: int,
         device: torch.device,
         heartbeat: Callable[[str], None],
@@ -52,7 +51,6 @@ class Model:
         self.name = settings.name
         self.weights = weights
         self.lora = lora
-        self.control = control
         network, self.tokenizer = self._load(folder, settings, seed, device)
         self.network: Any = network
         if weights == "lora":
@@ -60,9 +58,9 @@ class Model:
             self.network = add_lora(network, lora, seed, self.task_type)
         self._initial = self.state()
 
+    @abstractmethod
     def _load(self, folder: Path, settings: ModelConfig, seed: int, device: torch.device) -> Tuple[Any, Any]:
         """Network and tokenizer; ``seed`` is for what the folder does not hold."""
-        return load_base(folder, settings, device, self.control.max_length)
 
     @property
     def pad_id(self) -> int:
@@ -88,10 +86,6 @@ class Model:
             for parameter, value in zip(trained, arrays):
                 parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)))
 
-    def encode(self, records: Records) -> List[Encoded]:
-        """The records as this model's tokens."""
-        return encode_records(self.tokenizer, records, self.control)
-
     def fingerprint(self) -> str:
         """SHA-256 of the base model and of what is trained of it; the same whatever precision a site computes in."""
         digest = hashlib.sha256()
@@ -116,3 +110,34 @@ class Model:
             self.network.save_pretrained(str(folder), save_embedding_layers=False)
             self.tokenizer.save_pretrained(str(folder))
         (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+class Model(Trainable):
+    """A causal LM on texts with control codes.
+
+    Args:
+        control: how records become sequences.
+
+    The others are those of :class:`Trainable`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: ModelConfig,
+        weights: Weights,
+        lora: LoraConfig,
+        control: ControlConfig,
+        seed: int,
+        device: torch.device,
+        heartbeat: Callable[[str], None],
+    ) -> None:
+        self.control = control
+        super().__init__(folder, settings, weights, lora, seed, device, heartbeat)
+
+    def _load(self, folder: Path, settings: ModelConfig, seed: int, device: torch.device) -> Tuple[Any, Any]:
+        return load_base(folder, settings, device, self.control.max_length)
+
+    def encode(self, records: Records) -> List[Encoded]:
+        """The records as this model's tokens."""
+        return encode_records(self.tokenizer, records, self.control)

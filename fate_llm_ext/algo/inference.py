@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 import pydantic
@@ -101,12 +101,16 @@ def _predictions(answerer: Answerer, examples: List[Example], max_new_tokens: in
     if not examples[0].choices:
         texts = answerer.write(examples, max_new_tokens, "writing answers")
         return [{"row": row, "prediction": text.strip()} for row, text in enumerate(texts)]
-    log_probs = answerer.choice_log_probs(answerer.encode_choices(examples), "answering")
+    return choice_lines(examples, answerer.choice_log_probs(answerer.encode_choices(examples), "answering"))
+
+
+def choice_lines(examples: Sequence[Example], log_probs: np.ndarray) -> List[Dict[str, Any]]:
+    """Lines of the file of predictions, from the log-probabilities of each example's choices (float [N, C])."""
     weights = np.exp(log_probs - log_probs.max(axis=1, keepdims=True))
     shares = weights / weights.sum(axis=1, keepdims=True)
-    predictions = []
+    lines = []
     for row, (example, share) in enumerate(zip(examples, shares)):
         choices = [choice.strip() for choice in example.choices or ()]
         probabilities = {choice: round(float(p), 6) for choice, p in zip(choices, share)}
-        predictions.append({"row": row, "prediction": choices[int(share.argmax())], "probabilities": probabilities})
-    return predictions
+        lines.append({"row": row, "prediction": choices[int(share.argmax())], "probabilities": probabilities})
+    return lines

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 import torch
 
 Batch = Dict[str, torch.Tensor]
+BESIDE = "beside"  # the key of a second task's batch within the first one's
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,49 @@ class Collator:
             "teacher_ids": torch.from_numpy(teacher_ids),
             "teacher_log_probs": torch.from_numpy(teacher_log_probs),
         }
+
+
+class Beside:
+    """Batches of one task with items of a second one beside them, in a batch of its own under the key ``BESIDE``.
+
+    Of the R items beside N others, min(R, N) are spread evenly over the batches of an epoch; which, says a random order
+    of their own, that goes on through the epochs. So each one comes up once per epoch; where there are more of them
+    than others, a batch never grows beyond two of its size and it takes more than an epoch to see all of them.
+
+    Args:
+        make: collator of either task.
+        beside: items of the second task, at least one.
+        items: N.
+        batch_size: of the first task.
+        seed: of the order.
+    """
+
+    def __init__(
+        self, make: Callable[[Sequence[Item]], Batch], beside: Sequence[Item], items: int, batch_size: int, seed: int
+    ) -> None:
+        self._make = make
+        self._beside = beside
+        self._batches = -(-items // batch_size)
+        self._per_epoch = min(len(beside), items)
+        self._seed = seed
+        self._order = np.zeros(0, dtype=np.int64)
+        self._passes = self._calls = 0
+
+    def __call__(self, items: Sequence[Item]) -> Dict[str, Any]:
+        """The next batch; to be called in the order of training."""
+        epoch, batch = divmod(self._calls, self._batches)
+        self._calls += 1
+        whole = epoch * self._per_epoch
+        start = whole + batch * self._per_epoch // self._batches
+        stop = whole + (batch + 1) * self._per_epoch // self._batches
+        while len(self._order) < stop:
+            order = np.random.default_rng([self._seed, self._passes]).permutation(len(self._beside))
+            self._order = np.concatenate([self._order, order])
+            self._passes += 1
+        made: Dict[str, Any] = self._make(items)
+        if stop > start:
+            made[BESIDE] = self._make([self._beside[i] for i in self._order[start:stop]])
+        return made
 
 
 def pad_right(

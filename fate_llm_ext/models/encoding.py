@@ -174,12 +174,23 @@ def encode_pair(tokenizer: AnyTokenizer, prompt: str, answer: str, max_length: i
 
 
 def encode_pairs(
-    tokenizer: AnyTokenizer, prompts: Sequence[str], answers: Sequence[str], max_length: int
+    tokenizer: AnyTokenizer,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    max_length: int,
+    *,
+    keep: str = "",
+    share: float = 1.0,
 ) -> list[EncodedPair]:
     """Tokenise many pairs. A token that straddles the boundary belongs to the answer.
 
     A pair longer than ``max_length`` tokens loses the beginning of its prompt. Only if the answer alone is too
     long, the answer's tail and the end token go. An empty answer is the end token alone.
+
+    Args:
+        keep: with this every prompt begins; its tokens stay when what follows them is cut.
+        share: below 1: an answer of more tokens than this share of ``max_length`` is cut to that, or to what its
+            prompt leaves if that is more.
 
     Raises:
         ExtensionError: E325 as many prompts as answers are needed.
@@ -190,19 +201,56 @@ def encode_pairs(
     texts = [prompt + answer for prompt, answer in zip(prompts, answers)]
     boundaries = [len(prompt.encode()) for prompt in prompts]
     sizes = [len(answer.encode()) for answer in answers]
+    limits = (max_length, int(max_length * share), len(keep.encode()))
     return [
-        _assemble(prepared, spans, boundary, size, max_length)
+        _assemble(prepared, spans, boundary, size, *limits)
         for spans, boundary, size in zip(prepared.spans(texts), boundaries, sizes)
     ]
 
 
-def _assemble(tokenizer: SpanTokenizer, spans: Spans, boundary: int, size: int, max_length: int) -> EncodedPair:
+def _assemble(
+    tokenizer: SpanTokenizer, spans: Spans, boundary: int, size: int, max_length: int, most: int, keep: int
+) -> EncodedPair:
+    """One pair from the tokens of prompt and answer.
+
+    Args:
+        boundary: where the answer of ``size`` bytes begins, in bytes.
+        most: tokens of an answer, unless the prompt leaves more.
+        keep: bytes at the prompt's beginning that stay.
+    """
     cut = int(np.searchsorted((spans.ends > boundary) | (spans.starts >= boundary), True))
-    ids = np.append(spans.ids[cut:], np.int32(tokenizer.eos_id))[:max_length]
-    starts = np.append(spans.starts[cut:] - boundary, np.int32(size))[:max_length]
+    longest = max(most, max_length - len(tokenizer.prefix) - cut)
+    ids = np.append(spans.ids[cut:], np.int32(tokenizer.eos_id))[:longest]
+    starts = np.append(spans.starts[cut:] - boundary, np.int32(size))[:longest]
     room = max_length - len(ids)
     prefix = tokenizer.prefix if len(tokenizer.prefix) <= room else tokenizer.prefix[:0]
-    prompt = spans.ids[max(cut - (room - len(prefix)), 0) : cut]
-    head = np.concatenate([prefix, prompt])
+    head = np.concatenate([prefix, shorten(spans, cut, keep, room - len(prefix))])
     mask = np.arange(len(head) + len(ids)) >= len(head)
     return EncodedPair(np.concatenate([head, ids]).astype(np.int32), mask, starts.astype(np.int32))
+
+
+def encode_prompts(
+    tokenizer: AnyTokenizer, prompts: Sequence[str], *, keep: str = "", room: int | None = None
+) -> list[Array]:
+    """Token ids of prompts to be continued (int32 [T_i]), as the tokenizer begins every text.
+
+    Args:
+        keep: with this every prompt begins; its tokens stay when what follows them is cut.
+        room: a prompt of more tokens loses its beginning; None: none does.
+    """
+    prepared = _prepared(tokenizer)
+    size, before = len(keep.encode()), prepared.prefix
+    encoded = []
+    for spans in prepared.spans(prompts):
+        count = len(spans.ids)
+        left = count if room is None else max(room - len(before), 0)
+        encoded.append(np.concatenate([before, shorten(spans, count, size, left)]).astype(np.int32))
+    return encoded
+
+
+def shorten(spans: Spans, count: int, keep: int, room: int) -> Array:
+    """The first ``count`` tokens, or ``room`` of them: those within the first ``keep`` bytes, and the last ones."""
+    if count <= room:
+        return spans.ids[:count]
+    fixed = min(int(np.searchsorted(spans.ends[:count], keep, side="right")) if keep else 0, room)
+    return np.concatenate([spans.ids[:fixed], spans.ids[count - (room - fixed) : count]])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from typing import Any, Callable, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import transformers
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from fate_llm_ext.config import TrainConfig
-from fate_llm_ext.data.collate import Batch, Collator, Item
+from fate_llm_ext.data.collate import BESIDE, Batch, Beside, Collator, Item
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.loading import split_head
 from fate_llm_ext.training.hooks import PhaseCallback
@@ -53,19 +53,66 @@ def train_items(
         ExtensionError: E406 as soon as the loss is not finite; E666 no item has an answer to learn.
     """
     items = _with_answers(items, phase)
+    collator = Collator(pad_id)
+    trainer = _trainer(model, items, collator, config, epochs, seed, phase, heartbeat)
+    trainer.prepare(config, phase, temperature, tail, extra)
+    return trainer.run()
+
+
+def train_together(
+    model: torch.nn.Module,
+    items: Sequence[Item],
+    beside: Sequence[Item],
+    config: TrainConfig,
+    *,
+    epochs: int,
+    seed: int,
+    pad_id: int,
+    phase: str,
+    heartbeat: Callable[[str], None] = lambda doing: None,
+) -> Tuple[float, float]:
+    """Train on two tasks at once: the loss of a batch is the mean over its items plus the mean over those beside them.
+
+    Batches and epochs are those of ``items``, as if these were alone; ``beside`` is spread over the same batches, see
+    :class:`~fate_llm_ext.data.collate.Beside`. Each of the two has its own forward pass, padded to its own length.
+
+    Returns:
+        The mean loss of each task over the batches that hold it, with the weights of the items.
+
+    Raises:
+        ExtensionError: E406 as soon as the loss is not finite; E666 no item of one of the tasks has an answer to learn.
+    """
+    items, beside = _with_answers(items, phase), _with_answers(beside, phase)
+    collator = Beside(Collator(pad_id), beside, len(items), config.batch_size, seed)
+    trainer = _trainer(model, items, collator, config, epochs, seed, phase, heartbeat)
+    trainer.prepare(config, phase, 1.0, "bucket", None)
+    trainer.run()
+    return trainer.means()
+
+
+def _trainer(
+    model: torch.nn.Module,
+    items: List[Item],
+    collator: Callable[[Sequence[Item]], Any],
+    config: TrainConfig,
+    epochs: int,
+    seed: int,
+    phase: str,
+    heartbeat: Callable[[str], None],
+) -> _Trainer:
     steps = epochs * math.ceil(len(items) / (config.batch_size * config.gradient_accumulation))
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = _Trainer(
-            model=model,
-            args=training_arguments(config, epochs, steps, seed, scratch, next(model.parameters())),
-            train_dataset=items,
-            data_collator=Collator(pad_id),
-            callbacks=[PhaseCallback(phase, steps, heartbeat)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
-        trainer.prepare(config, phase, temperature, tail, extra)
-        return float(trainer.train().training_loss)
+    scratch = tempfile.TemporaryDirectory()
+    trainer = _Trainer(
+        model=model,
+        args=training_arguments(config, epochs, steps, seed, scratch.name, next(model.parameters())),
+        train_dataset=items,
+        data_collator=collator,
+        callbacks=[PhaseCallback(phase, steps, heartbeat)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.scratch = scratch
+    return trainer
 
 
 def _with_answers(items: Sequence[Item], phase: str) -> List[Item]:
@@ -144,6 +191,7 @@ class _Trainer(transformers.Trainer):
         self._temperature = temperature
         self._tail = tail
         self._extra = extra
+        self._seen: Dict[str, List[torch.Tensor]] = {"": [], BESIDE: []}
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -152,18 +200,23 @@ class _Trainer(transformers.Trainer):
             optimizer.add_param_group({"params": parameters, "weight_decay": 0.0})
         return optimizer
 
-    def compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False, **kwargs: Any) -> Any:
-        hidden = self._backbone(inputs["input_ids"], inputs["attention_mask"])
-        hidden = hidden.reshape(-1, hidden.shape[-1])[inputs["flat"]]
-        chunk = max(1, _CHUNK_FLOATS // self.model.config.vocab_size)
-        if len(hidden) <= chunk:
-            loss = self._weighted(self._head(hidden), inputs, slice(None)).sum()
-        else:
-            loss = chunked_head_loss(
-                hidden, self._head, chunk, lambda logits, part: self._weighted(logits, inputs, part)
-            ).sum()
-        if self._extra is not None:
-            loss = loss + self._extra(inputs, hidden)
+    def run(self) -> float:
+        """Train; mean loss."""
+        with self.scratch:
+            return float(self.train().training_loss)
+
+    def means(self) -> Tuple[float, float]:
+        """Mean loss of the items, and of those beside them (0 if no batch had any)."""
+        totals = [float(torch.stack(self._seen[name]).mean()) if self._seen[name] else 0.0 for name in ("", BESIDE)]
+        return totals[0], totals[1]
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        loss = self._loss(inputs)
+        self._seen[""].append(loss.detach())
+        if BESIDE in inputs:
+            other = self._loss(inputs[BESIDE])
+            self._seen[BESIDE].append(other.detach())
+            loss = loss + other
         if not torch.isfinite(loss):
             raise ExtensionError(
                 "E406",
@@ -173,6 +226,19 @@ class _Trainer(transformers.Trainer):
                 learning_rate=self._learning_rate,
             )
         return (loss, None) if return_outputs else loss
+
+    def _loss(self, inputs: Batch) -> torch.Tensor:
+        """The mean over one batch, with the weights of its items."""
+        hidden = self._backbone(inputs["input_ids"], inputs["attention_mask"])
+        hidden = hidden.reshape(-1, hidden.shape[-1])[inputs["flat"]]
+        chunk = max(1, _CHUNK_FLOATS // self.model.config.vocab_size)
+        if len(hidden) <= chunk:
+            loss = self._weighted(self._head(hidden), inputs, slice(None)).sum()
+        else:
+            loss = chunked_head_loss(
+                hidden, self._head, chunk, lambda logits, part: self._weighted(logits, inputs, part)
+            ).sum()
+        return loss if self._extra is None else loss + self._extra(inputs, hidden)
 
     def _weighted(self, logits: torch.Tensor, inputs: Batch, part: slice) -> torch.Tensor:
         return weighted_nll_and_kd(logits, inputs, part, self._temperature, self._tail)

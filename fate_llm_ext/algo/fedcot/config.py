@@ -155,6 +155,9 @@ class LearningConfig(Group):
     alpha: float = Field(0.5, ge=0.0, lt=1.0, description="Weight of the rationales.")
     predict: str = Field("Predict: ", description="Stands before a prompt that asks for the label.")
     explain: str = Field("Explain: ", description="Stands before a prompt that asks for the rationale.")
+    answer_tokens: int = Field(
+        32, ge=1, description="Longest answer that the SLM writes, in tokens, where a task has no choices."
+    )
 
     @pydantic.root_validator(skip_on_failure=True)
     def _different(cls, values: Dict[str, Any]) -> Dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fate_llm_ext.config import GenerationConfig, LLMConfig, ModelConfig
-from fate_llm_ext.models.encoding import SpanTokenizer
+from fate_llm_ext.models.encoding import SpanTokenizer, encode_prompts
 from fate_llm_ext.models.engines.base import Completion, Engine, cut
 from fate_llm_ext.models.generation import generate
 from fate_llm_ext.models.loading import load_base, positions
@@ -26,13 +26,14 @@ class LocalEngine(Engine):
     Attributes:
         model: a causal LM, with or without an adapter; it is used as it is and not changed.
         tokenizer: its tokenizer.
+        spans: the same, to the byte.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
-        self._spans = SpanTokenizer(tokenizer)
+        self.spans = SpanTokenizer(tokenizer)
 
     def generate(
         self,
@@ -52,6 +53,22 @@ class LocalEngine(Engine):
             ExtensionError: E407 the model's logits are no numbers; E664 a prompt has no token; E665 a prompt is too
                 long, see :meth:`fits`.
         """
+        return self.proceed(self.encode(prompts), config, seed=seed, stop=stop, step=step)
+
+    def proceed(
+        self,
+        prompts: Sequence[np.ndarray],
+        config: GenerationConfig,
+        *,
+        seed: int,
+        stop: Sequence[str] = (),
+        step: Step = lambda done, total: None,
+    ) -> List[Completion]:
+        """:meth:`generate` for prompts that are tokens already (int [T_i]).
+
+        Raises:
+            ExtensionError: as :meth:`generate`.
+        """
         if not prompts:
             return []
 
@@ -61,7 +78,7 @@ class LocalEngine(Engine):
         written = generate(
             self.model,
             self.tokenizer,
-            self._encode(prompts),
+            prompts,
             config,
             seed=seed,
             step=step,
@@ -79,7 +96,7 @@ class LocalEngine(Engine):
         limit = positions(self.model.config)
         if limit is None:
             return np.ones(len(prompts), dtype=bool)
-        lengths = np.array([len(ids) for ids in self._encode(prompts)], dtype=np.int64)
+        lengths = np.array([len(ids) for ids in self.encode(prompts)], dtype=np.int64)
         # the last token is written, never read
         fitting: np.ndarray = lengths + config.max_new_tokens - 1 <= limit
         return fitting
@@ -91,10 +108,14 @@ class LocalEngine(Engine):
         )
         return texts
 
-    def _encode(self, prompts: Sequence[str]) -> List[np.ndarray]:
-        """Token ids of each prompt (int32 [T_i]), as the tokenizer begins every text."""
-        prefix = self._spans.prefix
-        return [np.concatenate([prefix, one.ids]).astype(np.int32) for one in self._spans.spans(prompts)]
+    def encode(self, prompts: Sequence[str], keep: str = "", room: Optional[int] = None) -> List[np.ndarray]:
+        """Token ids of each prompt (int32 [T_i]), as the tokenizer begins every text.
+
+        Args:
+            keep: with this every prompt begins; it stays when the beginning of what follows is cut.
+            room: longest prompt in tokens; None: any.
+        """
+        return encode_prompts(self.spans, prompts, keep=keep, room=room)
 
 
 def open_local(folder: Path, adapter: Optional[Path], config: LLMConfig, device: torch.device) -> LocalEngine:
