@@ -33,6 +33,8 @@ class Prompts:
 
     Attributes:
         rationale: how rationales are asked for, and how an answer is read in one.
+        decode_stop: a decoded rationale ends before the first of these: with its paragraph, or where the SLM begins
+            another question.
 
     Raises:
         ExtensionError: E209 a template is broken or names something unknown; E700 it leaves out what it is about; E768
@@ -49,10 +51,12 @@ class Prompts:
         self._decode = PromptTemplate(
             "decoding.prompt", decoding.prompt, ("perturbed", "rationale", "question"), ("rationale", "question")
         )
-        self._decode_marks = _marks(self._decode.render(perturbed=_TEXT, rationale=_TEXT, question=_TEXT).splitlines())
+        heads = _heads(self._decode.render(perturbed=_TEXT, rationale=_TEXT, question=_TEXT).splitlines())
+        self._decode_marks = _marks(heads)
+        self.decode_stop = ("\n\n", *(f"\n{head}" for head in heads))
         one = dict.fromkeys(("question", "rationale", "answer"), _TEXT)
         around = self._render([one] * len(config.demonstrations), _TEXT, [_CHOICE] * 26)
-        self._marks = _marks([*around.splitlines(), *config.stop])
+        self._marks = _marks(_heads([*around.splitlines(), *config.stop]))
         self.demonstrations = [self._shown(one) for one in config.demonstrations]
 
     def llm(self, question: str, choices: Sequence[str], demonstrations: Optional[int] = None) -> str:
@@ -97,11 +101,16 @@ def block(text: str, marks: re.Pattern[str]) -> str:
     return "\n".join(filter(None, lines))
 
 
-def _marks(lines: Iterable[str]) -> re.Pattern[str]:
-    """Finds, at the beginning of a line, what lines of a prompt begin with before the texts in them."""
+def _heads(lines: Iterable[str]) -> List[str]:
+    """What lines of a prompt begin with before the texts in them, the longest first."""
     heads = {line.partition(_TEXT)[0].strip() for line in lines if _CHOICE not in line.partition(_TEXT)[0]}
-    marks = [_loose(head) for head in sorted(heads, key=len, reverse=True) if head]
-    return re.compile(rf"\A(?:\s*(?:{'|'.join(marks)}))+\s*" if marks else r"\A\Z", re.IGNORECASE)
+    return sorted(heads - {""}, key=lambda head: (-len(head), head))
+
+
+def _marks(heads: Sequence[str]) -> re.Pattern[str]:
+    """Finds heads, again and again, at the beginning of a line."""
+    marks = "|".join(map(_loose, heads))
+    return re.compile(rf"\A(?:\s*(?:{marks}))+\s*" if marks else r"\A\Z", re.IGNORECASE)
 
 
 def _loose(mark: str) -> str:

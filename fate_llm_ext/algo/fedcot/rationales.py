@@ -6,7 +6,7 @@ import logging
 import re
 import unicodedata
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -169,6 +169,12 @@ def without_answer(text: str, config: RationaleConfig) -> str:
     return " ".join(filter(None, kept))
 
 
+def phrases(text: str, config: RationaleConfig) -> List[Tuple[int, int]]:
+    """Where a text announces answers, up to the answers themselves: first and last place of each, ascending."""
+    skipped = max(0, len(text) - _LOOKED_AT)
+    return [(skipped + one.start(), skipped + one.start(1)) for one in _matches(text, config)]
+
+
 def core(answer: str) -> str:
     """An answer without case, punctuation and markup."""
     return " ".join(_WORD.findall(unicodedata.normalize("NFKC", answer).casefold()))
@@ -186,7 +192,7 @@ _CLOSING = "\"'”’)]*"
 _LINKS = frozenset(["so", "therefore", "thus", "hence", "then", "and", "consequently", "accordingly", "finally"])
 
 
-def _sentence(text: str, start: int, end: int) -> tuple[int, int]:
+def _sentence(text: str, start: int, end: int) -> Tuple[int, int]:
     """Where the clause begins that has the answer at ``start``, and where its sentence ends."""
     first = max(0, start - _LOOKED_AT)
     breaks = [match.end() for match in _BREAK.finditer(text, first, start)]
