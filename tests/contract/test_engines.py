@@ -211,8 +211,8 @@ class TestLocal(EngineContract):
         )
         model = build_model(TinyConfig(arch="opt", hidden=32, context=CONTEXT, steps=1), tokenizer)
         engine = LocalEngine(model, tokenizer, "llm")
-        assert engine._encode(["one two"])[0].tolist() == tokenizer("one two")["input_ids"]
-        assert engine._encode([""])[0].tolist() == [tokenizer.eos_token_id]
+        assert engine.encode(["one two"])[0].tolist() == tokenizer("one two")["input_ids"]
+        assert engine.encode([""])[0].tolist() == [tokenizer.eos_token_id]
 
 
 # --- behind a real server --------------------------------------------------------------------------------------------
