@@ -112,7 +112,7 @@ class Adaptive(WordByWord):
         scene.student.restore()
         loss = scene.student.learn(pairs, config.train, seed=seed, phase=LEARNING)
         scene.party.metrics.log("fedcot", 0, "proxy_loss", loss)
-        self._learned = scene.student.state()
+        self._learned = scene.student.model.state()
         scene.student.restore()
 
     def _encoding(self, units: Sequence[Units], drawn: Perturbed) -> List[Pair]:
@@ -120,7 +120,7 @@ class Adaptive(WordByWord):
         targets = [f" {BETWEEN} ".join(own) for own in _by_record(units, drawn.texts)]
         tokens = self.scene.student.tokenizer(targets, add_special_tokens=False)["input_ids"]
         self._tokens_per_word = max(len(ids) / len(text.split()) for ids, text in zip(tokens, targets))
-        return [Pair(prompt, f" {text}") for prompt, text in zip(self._prompts(units, drawn.ids), targets)]
+        return [Pair(prompt, text) for prompt, text in zip(self._prompts(units, drawn.ids), targets)]
 
     def _decoding(
         self, perturbed: Sequence[str], clear: Sequence[Optional[str]], other: Sequence[Optional[str]]
@@ -128,7 +128,7 @@ class Adaptive(WordByWord):
         """Pairs (p, p', r') -> r, where the LLM gave both rationales."""
         asked, templates = [one.prompt for one in self._proxies.examples], self.scene.prompts
         pairs = [
-            Pair(templates.decode(text, behind, question), f" {target}")
+            Pair(templates.decode(text, behind, question), target)
             for text, behind, question, target in zip(perturbed, other, asked, clear)
             if behind and target
         ]
@@ -173,7 +173,7 @@ class Adaptive(WordByWord):
         scene = self.scene
         longest = max((len(prompt.split()) for prompt in prompts), default=1)
         room = min(math.ceil(longest * self._tokens_per_word), self.config.task.max_length // 2)
-        scene.student.restore(self._learned)
+        scene.student.model.restore(self._learned)
         try:
             return scene.student.write(
                 prompts,
@@ -196,7 +196,7 @@ class Adaptive(WordByWord):
 
     def decode(self, asked: Asked, which: np.ndarray, rationales: Sequence[str]) -> List[str]:
         """See :meth:`Strategy.decode`; ``decoding.method`` ``model`` is the SLM that has learned it here."""
-        self.scene.student.restore(self._learned)
+        self.scene.student.model.restore(self._learned)
         try:
             return super().decode(asked, which, rationales)
         finally:
