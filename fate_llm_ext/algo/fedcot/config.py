@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Dict, List, Optional
 
 import pydantic
@@ -112,6 +113,16 @@ class RationaleConfig(GenerationConfig):
     )
     temperature: float = Field(0.7, gt=0.0, description="Sampling temperature.")
     max_new_tokens: int = Field(96, ge=1, description="Longest rationale in tokens.")
+
+    @pydantic.validator("answer")
+    def _readable(cls, answer: str) -> str:
+        try:
+            groups = re.compile(answer).groups
+        except re.error as error:
+            raise ValueError(f"{answer!r} is no regular expression: {error}") from None
+        if not groups:
+            raise ValueError(f"{answer!r} has no group for the answer, put it into ( )")
+        return answer
 
 
 class DecodingConfig(GenerationConfig):
