@@ -6,7 +6,7 @@ Dimensions: n words under attack, K candidates each, T tokens of a sequence.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -52,8 +52,11 @@ class Infiller:
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._masked = type(base).__name__.endswith("MaskedLM")
-        if self._masked and tokenizer.mask_token_id is None:
-            raise ExtensionError("E759", model=type(base).__name__)
+        if self._masked:
+            self._mask = _mask(tokenizer)
+            if self._mask is None:
+                raise ExtensionError("E759", model=type(base).__name__)
+            self._opening, self._closing = _around_texts(tokenizer)
         self._device = next(network.parameters()).device
         self._limit = (positions(base.config) or 1 << 30) - _MARGIN
         backend = plain_backend(tokenizer, dummy_prefix=False)
@@ -139,15 +142,13 @@ class Infiller:
 
     def _with_masks(self, before: np.ndarray, after: np.ndarray, masks: int) -> Tuple[np.ndarray, np.ndarray]:
         """Ids of a sequence and the places of its masks."""
-        tokenizer = self._tokenizer
-        opening = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
-        closing = [] if tokenizer.sep_token_id is None else [tokenizer.sep_token_id]
+        opening, closing = self._opening, self._closing
         masks = min(masks, self._limit - len(opening) - len(closing))
         room = self._limit - len(opening) - len(closing) - masks
         after = after[: min(len(after), room)]
         before = before[len(before) - min(len(before), room - len(after)) :]
         start = len(opening) + len(before)
-        ids = np.concatenate([opening, before, [tokenizer.mask_token_id] * masks, after, closing]).astype(np.int64)
+        ids = np.concatenate([opening, before, [self._mask] * masks, after, closing]).astype(np.int64)
         return ids, np.arange(start, start + masks)
 
     @torch.inference_mode()
@@ -159,6 +160,21 @@ class Infiller:
             torch.log_softmax(logits[row, torch.from_numpy(places)].float(), dim=1).cpu().numpy()
             for row, (_, places) in enumerate(built)
         ]
+
+
+def _mask(tokenizer: Any) -> Optional[int]:
+    """The mask's id, by its usual names too: a folder may hold tokenizer.json alone."""
+    if tokenizer.mask_token_id is not None:
+        return int(tokenizer.mask_token_id)
+    vocabulary = tokenizer.get_vocab()
+    return next((vocabulary[name] for name in ("[MASK]", "<mask>") if name in vocabulary), None)
+
+
+def _around_texts(tokenizer: Any) -> Tuple[List[int], List[int]]:
+    """What the tokenizer puts before and behind a text."""
+    probe = tokenizer.backend_tokenizer.encode("a", add_special_tokens=True)
+    own = [place for place, special in enumerate(probe.special_tokens_mask) if not special]
+    return list(probe.ids[: own[0]]), list(probe.ids[own[-1] + 1 :])
 
 
 def load_infiller(folder: Path, settings: ModelConfig, device: torch.device, words: Sequence[str]) -> Infiller:
@@ -177,7 +193,8 @@ def load_infiller(folder: Path, settings: ModelConfig, device: torch.device, wor
     if config.is_encoder_decoder:
         raise ExtensionError("E758", model=name)
     load = _load_masked if name.endswith("MaskedLM") else load_base
-    return Infiller(*load(folder, settings, device), words)
+    network, tokenizer = load(folder, settings, device)
+    return Infiller(network, tokenizer, words)
 
 
 def _load_masked(folder: Path, settings: ModelConfig, device: torch.device) -> Tuple[Any, Any]:
