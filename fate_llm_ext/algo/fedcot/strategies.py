@@ -159,16 +159,16 @@ class WordByWord(Strategy):
 def units_of(
     fields: Dict[str, str], limit: int, split: Callable[[str], List[str]] = words.split
 ) -> Dict[str, List[str]]:
-    """The units of a record's fields, at most ``limit``; of what is too much the last fields' ends go.
+    """The units of a record's fields, at most ``limit``; where there are more, the longest fields lose their ends.
 
-    Each field keeps room for one: an empty one leaves as one unknown word.
+    An empty field takes one: it leaves as one unknown word.
     """
-    found: Dict[str, List[str]] = {}
-    room = limit - len(fields)
-    for name, text in fields.items():
-        found[name] = split(text)[: 1 + room]
-        room -= max(0, len(found[name]) - 1)
-    return found
+    units = {name: split(text) for name, text in fields.items()}
+    room = limit
+    for rank, name in enumerate(sorted(units, key=lambda name: len(units[name]))):
+        units[name] = units[name][: room // (len(units) - rank)]
+        room -= max(1, len(units[name]))
+    return units
 
 
 def first_words(fields: Dict[str, str], limit: int) -> Dict[str, str]:
