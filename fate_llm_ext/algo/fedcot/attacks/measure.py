@@ -85,7 +85,7 @@ def attack_words(
         guesses, hints = _guesses(config, sample, vocabulary, mechanism, closed_form, prior, infiller, heartbeat)
         figures = _figures(sample, guesses, hints, vocabulary, prior, closed_form)
     if "ratio" in config.methods and closed_form:
-        ratios = ratio_test(mechanism)
+        ratios = ratio_test(mechanism, lambda done, total: heartbeat())
         figures.update(ratio_largest=float(ratios.largest), ratio_delta=float(ratios.delta))
     return figures
 
