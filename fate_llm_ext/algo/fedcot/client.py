@@ -65,7 +65,7 @@ class Client:
 
     Attributes:
         records: the private records.
-        test: examples of the table's test split, if it has one; nothing of them is ever sent.
+        judged: records of the table's test split, if it has one; nothing of them is ever sent.
         student: the SLM, untrained as yet.
         strategy: how it asks.
         asked: the questions, once :meth:`ask` has run.
@@ -88,7 +88,7 @@ class Client:
         with untold():
             self.records = self._records(table.rows, table.folder)
             judged = read_rows(table.folder, "test") if has_split(table.folder, "test") else []
-            self.test = self._records(judged, table.folder).examples if judged else []
+            self.judged = self._records(judged, table.folder)
         self.student = self._load_student()
         self._templates = Prompts(config.rationale, config.decoding)
         scene = Scene(party, self.outgoing, self.records, self.student, self._templates, self._explained, generator)

@@ -12,6 +12,7 @@ from fate_llm_ext.algo.fedcot.checks import role_problems
 from fate_llm_ext.algo.fedcot.client import Client
 from fate_llm_ext.algo.fedcot.config import FedCoTConfig
 from fate_llm_ext.algo.fedcot.guarantees import NOT_COVERED, guarantee_text
+from fate_llm_ext.algo.fedcot.inputs import input_problems
 from fate_llm_ext.algo.fedcot.learning import Learning
 from fate_llm_ext.algo.fedcot.strategies import FedCoTParty
 from fate_llm_ext.algo.party import this_party
@@ -41,7 +42,8 @@ def run_train(
     with federated_task(ctx, config.network, later, own) as channel:
         emit("phase", arm="", round=0, phase="loading")
         channel.heartbeat("loading")
-        for problem in role_problems(config, role.name):
+        inputs = [] if generator is None else ["generator"]
+        for problem in [*role_problems(config, role.name), *input_problems(config, role.name, inputs)]:
             raise problem
         party = this_party(ctx, config, role.name, channel)
         output = _Output(party, output_model)

@@ -9,6 +9,7 @@ The models have read the private records and are not differentially private; the
 
 from __future__ import annotations
 
+import math
 from typing import Callable, Dict, List, Sequence
 
 from fate_llm_ext.algo.fedcot.attacks import attack
@@ -58,9 +59,11 @@ class Learning:
                 client.asked,
                 client.strategy,
                 self._party,
+                held_out=client.judged.fields,
             )
         for name, value in self.attacked.items():
-            self._party.metrics.log(self.arm, 0, name, value)
+            if math.isfinite(value):  # a curve has no place for infinity; the statement has
+                self._party.metrics.log(self.arm, 0, name, value)
 
     def _learn(self, arm: str, rationales: Sequence[Pair], more: Dict[str, float]) -> None:
         """From the first weights: the records, and ``rationales``."""
@@ -71,7 +74,7 @@ class Learning:
         for name, value in student.train(self._client.records.examples, rationales, seed=seed, phase=TRAINING).items():
             party.metrics.log(arm, 0, name, value)
         rows = party.config.evaluation.max_rows
-        judged = self._client.test[:rows]
+        judged = self._client.judged.examples[:rows]
         if judged:
             party.phase(arm, "evaluation")
             values = student.evaluate(judged)
