@@ -8,8 +8,9 @@ private records, and they are in the ledger before they are made. The SLM learns
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Type
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
 
 import numpy as np
 
@@ -81,7 +82,7 @@ class Client:
         self._party = party
         self._channel = party.channel
         known = None if generator is None else Generated.guarantee(generator)
-        table = private_table(party, train_data, lambda *given: plan(*given, known))
+        table = private_table(party, train_data, functools.partial(plan, generator=known))
         self.data, self.planned = table.data, table.planned
         party.phase("", "preparing the records")
         self.outgoing = Outgoing(config.task, config.question)
@@ -110,7 +111,7 @@ class Client:
         """How many of them have a rationale."""
         return len(self._received[1])
 
-    def _records(self, rows: List[Row], folder: Path) -> PrivateRecords:
+    def _records(self, rows: Sequence[Row], folder: Path) -> PrivateRecords:
         """Rows as examples and allow-listed fields. A private row without an answer cannot be learned from: E787."""
         task = self._party.config.task
         template = get_template(task)
