@@ -202,9 +202,9 @@ def test_no_valid_text_is_no_question(
 def test_an_adapter_needs_its_base(base: Path, tmp_path: Path) -> None:
     folder = saved(base, tmp_path / "adapter", "lora")
     assert strategy(base, folder).ask().texts
+    made = scene(config(), Site(models={"slm": str(base)}), generate_tickets(2, 1), generator=folder)
+    object.__setattr__(made.party, "site", Site(models={"other": str(base)}))
     with pytest.raises(ExtensionError, match=r"E110 'slm' is not under `models`"):
-        made = scene(config(), Site(models={"slm": str(base)}), generate_tickets(2, 1), generator=folder)
-        object.__setattr__(made.party, "site", Site(models={"other": str(base)}))
         Generated(made)
 
 
