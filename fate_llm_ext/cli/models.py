@@ -36,7 +36,9 @@ def models() -> None:
 @click.option("--tokenizer-kind", type=click.Choice(["byte_bpe", "sentencepiece_bpe"]), default="byte_bpe",
               show_default=True, help="Family of a tokenizer trained here.")  # fmt: skip
 @click.option("--vocab-size", type=int, default=4096, show_default=True, help="Tokens of a tokenizer trained here.")
-@click.option("--arch", type=click.Choice(["gpt2", "opt", "llama", "bloom", "neox"]), default="gpt2", show_default=True)
+@click.option(
+    "--arch", type=click.Choice(["gpt2", "opt", "llama", "bloom", "neox", "t5"]), default="gpt2", show_default=True
+)
 @click.option("--hidden", type=int, default=64, show_default=True, help="Width.")
 @click.option("--layers", type=int, default=2, show_default=True)
 @click.option("--heads", type=int, help="Attention heads  [default: width / 32, at least 2]")
@@ -55,10 +57,11 @@ def tiny(
     completion_column: Optional[str], exclude: tuple[Path, ...], tokenizer_folder: Optional[Path], tokenizer_kind: str,
     vocab_size: int, threads: Optional[int], force: bool, lr: Optional[float], **settings: Any,
 ) -> None:  # fmt: skip
-    """Train a small causal language model on text, with its tokenizer, into a Hugging Face folder.
+    """Train a small language model on text, with its tokenizer, into a Hugging Face folder.
 
-    Rows with a prompt and a completion become one document each. With a given --tokenizer of 50,000 tokens,
-    a minute of one core is enough for a model that has learned the corpus' style.
+    All families are causal but t5, an encoder-decoder that learns to continue a text. Rows with a prompt and a
+    completion become one document each. With a given --tokenizer of 50,000 tokens, a minute of one core is enough for
+    a model that has learned the corpus' style.
     """
     if out.exists() and not force:
         raise ExtensionError("E453", path=out)
@@ -98,8 +101,9 @@ def tiny(
               f"held out: {report.heldout_nats_per_token:.3f} nats/token, "
               f"{report.heldout_bits_per_byte:.3f} bits/byte")  # fmt: skip
     sources = ", ".join(f"{path.name}" for path in corpus)
+    task = "text2text-generation" if config.arch == "t5" else "text-generation"
     dropped = f" Excluded {size - len(texts):,} documents (texts of {', '.join(p.name for p in exclude)})."
-    save_model(model, tokenizer, out, _card(config.json(), sources, size, dropped if exclude else "", result))
+    save_model(model, tokenizer, out, _card(task, config.json(), sources, size, dropped if exclude else "", result))
     click.echo(f"trained   {result}\nwritten   {out}")
 
 
@@ -114,19 +118,23 @@ def show(folder: Path) -> None:
             raise ValueError("no *.safetensors file")
     except (OSError, ValueError) as error:
         raise ExtensionError("E454", path=folder, reason=error) from error
-    names = ("max_position_embeddings", "n_positions", "seq_length")
     bytes_ = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     facts = {
         "arch": ", ".join(config.get("architectures") or [config.get("model_type", "?")]),
         "parameters": f"{sum(shapes):,}",
         "vocabulary": f"{config.get('vocab_size', 0):,}",
-        "width": config.get("hidden_size", config.get("n_embd", "?")),
-        "layers": config.get("num_hidden_layers", config.get("n_layer", "?")),
-        "context": next((config[name] for name in names if name in config), "unlimited"),
+        "width": _first(config, "hidden_size", "n_embd", "d_model"),
+        "layers": _first(config, "num_hidden_layers", "n_layer", "num_layers"),
+        "context": _first(config, "max_position_embeddings", "n_positions", "seq_length", otherwise="unlimited"),
         "size": f"{bytes_ / 1e6:,.1f} MB",
     }
     for name, value in facts.items():
         click.echo(f"{name:<11} {value}")
+
+
+def _first(config: dict[str, Any], *names: str, otherwise: str = "?") -> Any:
+    """The entry that this family of models has."""
+    return next((config[name] for name in names if name in config), otherwise)
 
 
 def _tokenizer(texts: list[str], folder: Optional[Path], kind: str, size: int) -> PreTrainedTokenizerFast:
@@ -167,10 +175,10 @@ def _shapes(file: Path) -> Iterator[int]:
             yield size
 
 
-def _card(settings: str, sources: str, documents: int, dropped: str, result: str) -> str:
+def _card(task: str, settings: str, sources: str, documents: int, dropped: str, result: str) -> str:
     return f"""---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {task}
 ---
 # A small language model for trials
 

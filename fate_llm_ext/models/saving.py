@@ -11,6 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fate_llm_ext.models.quiet import quiet
 
+_NO_LIMIT = int(1e30)  # transformers' own number for a tokenizer whose model has positions for any length
+
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, card: str) -> None:
     """Write a Hugging Face folder that transformers 4.37 and 5 load; whole or not at all, replacing ``folder``."""
@@ -50,12 +52,14 @@ def _portable(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
         config |= {"rotary_pct": rope.get("partial_rotary_factor", 1.0), "rotary_emb_base": rope["rope_theta"]}
     elif "rope_theta" in rope:
         config["rope_theta"] = rope["rope_theta"]
+    if config.get("scale_decoder_outputs") is False:  # what 4.37 concludes from the heads not being tied
+        config["tie_word_embeddings"] = False
     _write_json(folder / "config.json", config)
 
 
 def _context(config: Any) -> int:
     names = ("max_position_embeddings", "n_positions", "seq_length")
-    return next(int(getattr(config, name)) for name in names if getattr(config, name, None))
+    return next((int(getattr(config, name)) for name in names if getattr(config, name, None)), _NO_LIMIT)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

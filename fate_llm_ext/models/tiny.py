@@ -1,9 +1,11 @@
-"""Small causal language models, trained on the spot.
+"""Small language models, trained on the spot.
 
 Federated experiments need base models, and where no pre-trained one can be had, a useful small one must
 come out of a minute of one CPU core. With a vocabulary of 50,000 the softmax is 97 % of that minute, so
 (see :class:`CandidateLoss`) it is computed over a few hundred candidates, and training starts from the
 corpus' token frequencies (see :func:`start_from_frequencies`) instead of learning them.
+
+All are causal but T5, an encoder-decoder (see :mod:`~fate_llm_ext.models.tiny_t5`).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing_extensions import Literal
 from fate_llm_ext.config import Group
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.blocks import PackedBlocks
+from fate_llm_ext.models.tiny_t5 import build_t5, continuation, continuation_nats
 from fate_llm_ext.models.tokenizers import vocabulary_size
 
 _FREQUENCY_SCALE = 15.0  # the constant entry of the hidden state that carries log frequencies
@@ -35,9 +38,9 @@ _EVALUATED_TOKENS = 8192
 class TinyConfig(Group):
     """Architecture and training budget of a small model."""
 
-    arch: Literal["gpt2", "opt", "llama", "bloom", "neox"] = Field("gpt2", description="Model family.")
+    arch: Literal["gpt2", "opt", "llama", "bloom", "neox", "t5"] = Field("gpt2", description="Model family.")
     hidden: int = Field(64, ge=8, le=4096, description="Width of the hidden states.")
-    layers: int = Field(2, ge=1, le=64, description="Transformer blocks.")
+    layers: int = Field(2, ge=1, le=64, description="Transformer blocks; t5: in encoder and decoder each.")
     heads: Optional[int] = Field(None, ge=1, description="Attention heads; default: hidden / 32, at least 2.")
     context: int = Field(256, ge=8, le=8192, description="Longest sequence in tokens; training uses this length.")
     tie: bool = Field(True, description="Share the input embedding with the output head.")
@@ -64,6 +67,8 @@ class TinyConfig(Group):
             raise ValueError(f"hidden / heads is {width:g}, it must be a multiple of 8")
         if values["arch"] == "bloom" and values["heads"] == 1:
             raise ValueError("bloom needs two heads: transformers 4.37 cannot generate with one")
+        if values["arch"] == "t5" and not values["tie"]:
+            raise ValueError("t5 shares embedding and output head: transformers 5 knows no other")
         return values
 
 
@@ -116,6 +121,9 @@ def build_model(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> PreTr
         elif config.arch == "bloom":
             shape = {"hidden_size": width, "n_layer": depth, "n_head": heads, "seq_length": context, **common}
             model = hf.BloomForCausalLM(hf.BloomConfig(hidden_dropout=0.0, attention_dropout=0.0, **shape))
+        elif config.arch == "t5":
+            padding = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+            model = build_t5(width, depth, heads or 1, context, vocabulary_size(tokenizer), end, padding)
         else:
             named |= {"intermediate_size": 4 * width, "max_position_embeddings": context}
             model = hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(rotary_pct=0.25, rotary_emb_base=10000, **named))
@@ -155,9 +163,9 @@ def start_from_frequencies(model: PreTrainedModel, counts: torch.Tensor) -> bool
     """Make the untrained model predict the corpus' token frequencies; False if it has no place for them.
 
     The output head has no bias; but entry 0 of the hidden states can be made a constant c (weight 0, bias c
-    in the final layer norm), and then column 0 of the head, divided by c, is one. Llama's norm has no bias.
+    in the final layer norm), and then column 0 of the head, divided by c, is one. Llama's and T5's norms have no bias.
     """
-    inner = getattr(model, model.base_model_prefix)
+    inner = getattr(model, model.base_model_prefix, None)
     inner = getattr(inner, "decoder", inner)
     norm = getattr(inner, "ln_f", None) or getattr(inner, "final_layer_norm", None)
     if norm is None or getattr(norm, "bias", None) is None:
@@ -193,7 +201,7 @@ def train_lm(
     loss_of = CandidateLoss(counts, config.candidates, config.seed)
     rate = config.learning_rate or 0.0  # always set by the validator
     optimizer = _optimizer(model, rate)
-    inner, head = getattr(model, model.base_model_prefix), model.get_output_embeddings()
+    predicted, head = _objective(model, config.seed), model.get_output_embeddings()
     rows = max(1, config.batch_tokens // config.context)
     model.train()
     began, step, done, smooth = time.monotonic(), 0, 0.0, 0.0
@@ -201,8 +209,7 @@ def train_lm(
         for group in optimizer.param_groups:
             group["lr"] = rate * _schedule(done)
         ids = blocks.batch(rows)
-        hidden = inner(input_ids=ids, use_cache=False)[0][:, :-1]
-        loss = loss_of(hidden.flatten(0, 1), ids[:, 1:].flatten(), head)
+        loss = loss_of(*predicted(ids), head)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -218,11 +225,27 @@ def train_lm(
     return TrainReport(step, step * rows * config.context, elapsed, blocks.seen / len(training), nats, bits)
 
 
+def _objective(model: PreTrainedModel, seed: int) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """Blocks of tokens [B, T] -> hidden states [N, d] before the output head, and the N tokens to predict from them."""
+    if model.config.is_encoder_decoder:
+        chance = random.Random(seed)
+        return lambda ids: continuation(model, ids, chance)
+    inner = getattr(model, model.base_model_prefix)
+
+    def next_tokens(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return inner(input_ids=ids, use_cache=False)[0][:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+
+    return next_tokens
+
+
 @torch.no_grad()
 def evaluate_lm(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], context: int
 ) -> tuple[float, float]:
-    """(nats per token, bits per byte) of the whole softmax on ``texts``, each cut to ``context`` tokens."""
+    """(nats per token, bits per byte) of the whole softmax on ``texts``, each cut to ``context`` tokens.
+
+    Of an encoder-decoder: on the second half of each, behind the first.
+    """
     blocks = PackedBlocks(tokenizer, texts, context, 0)
     was_training, nats, count, size = model.training, 0.0, 0, 0
     model.eval()
@@ -230,14 +253,20 @@ def evaluate_lm(
         ids = torch.from_numpy(blocks.encode([index])[:context])
         if len(ids) < 2:
             continue
-        logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
-        nats += float(F.cross_entropy(logits, ids[1:], reduction="sum"))
-        count += len(ids) - 1
-        size += len(tokenizer.decode(ids[1:].tolist(), skip_special_tokens=False).encode())
+        loss, targets = continuation_nats(model, ids) if model.config.is_encoder_decoder else _next_nats(model, ids)
+        nats += loss
+        count += len(targets)
+        size += len(tokenizer.decode(targets.tolist(), skip_special_tokens=False).encode())
         if count > _EVALUATED_TOKENS:
             break
     model.train(was_training)
     return nats / max(count, 1), nats / math.log(2) / max(size, 1)
+
+
+def _next_nats(model: PreTrainedModel, ids: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Summed cross-entropy, in nats, of all tokens of a text [T] but the first, and these."""
+    logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+    return float(F.cross_entropy(logits, ids[1:], reduction="sum")), ids[1:]
 
 
 def _hold_out(texts: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
