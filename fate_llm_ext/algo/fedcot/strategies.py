@@ -141,7 +141,8 @@ class WordByWord(Strategy):
 
     def decode(self, asked: Asked, which: np.ndarray, rationales: Sequence[str]) -> List[str]:
         """See :meth:`Strategy.decode`; by ``decoding.method``."""
-        assert asked.perturbed is not None and self.vocabulary is not None
+        assert asked.perturbed is not None
+        assert self.vocabulary is not None
         return decode(
             self.config.decoding,
             rationales,
