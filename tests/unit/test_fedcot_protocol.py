@@ -121,7 +121,7 @@ def test_rationales_travel_whole(kind: Any) -> None:
 
 def test_one_kind_is_not_taken_for_another() -> None:
     """Rationales for public prompts could pass for those of private ones."""
-    with pytest.raises(ExtensionError, match="E301 arbiter 9998 .*'explained'"):
+    with pytest.raises(ExtensionError, match=r"E301 arbiter 9998 .*'explained'"):
         decode(encode(rationales(Explained)), Rationales, "arbiter 9998")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Optional, Sequence, Tuple
 
 from fate_llm_ext.algo.fedcot.config import FedCoTConfig
@@ -31,7 +32,7 @@ def mechanism(config: FedCoTConfig, generator: Optional[Tuple[float, Optional[fl
         return LocalDP(word_bound(config), config.question.max_words)
     if strategy == "dp_generator":
         epsilon, delta = generator or (0.0, 0.0)
-        return NonPrivate() if delta is None else PostProcessing(epsilon, delta)
+        return PostProcessing(epsilon, delta) if delta is not None and math.isfinite(epsilon) else NonPrivate()
     return NonPrivate()
 
 
