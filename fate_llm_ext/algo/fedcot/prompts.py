@@ -12,6 +12,7 @@ import re
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from fate_llm_ext.algo.fedcot.config import (
+    MOST_CHOICES,
     DecodingConfig,
     Demonstration,
     LearningConfig,
@@ -24,8 +25,9 @@ from fate_llm_ext.data.prompts import PromptTemplate, Shown
 from fate_llm_ext.data.templates import get_template
 from fate_llm_ext.errors import ExtensionError
 
-_TEXT, _CHOICE = "\ue000", "\ue001"  # stand for a text and for a choice, to see what a template puts around them
+_TEXT, _CHOICE = "\U00013000", "\U00013001"  # for a text and a choice, to see what a template puts around them
 _JOINERS = "\u200c\u200d"  # not printable, but part of words in some scripts
+_SPACE = rf"[\s{_JOINERS}]*"
 
 
 class Prompts:
@@ -54,9 +56,7 @@ class Prompts:
         heads = _heads(self._decode.render(perturbed=_TEXT, rationale=_TEXT, question=_TEXT).splitlines())
         self._decode_marks = _marks(heads)
         self.decode_stop = ("\n\n", *(f"\n{head}" for head in heads))
-        one = dict.fromkeys(("question", "rationale", "answer"), _TEXT)
-        around = self._render([one] * len(config.demonstrations), _TEXT, [_CHOICE] * 26)
-        self._marks = _marks(_heads([*around.splitlines(), *config.stop]))
+        self._marks = _marks(_heads([*self._around().splitlines(), *config.stop]))
         self.demonstrations = [self._shown(one) for one in config.demonstrations]
 
     def llm(self, question: str, choices: Sequence[str], demonstrations: Optional[int] = None) -> str:
@@ -75,6 +75,16 @@ class Prompts:
         return self._decode.render(
             perturbed=block(perturbed, marks), rationale=one_line(rationale), question=block(question, marks)
         )
+
+    def _around(self) -> str:
+        """What the template puts around texts; it may need some choices, or not bear many."""
+        one = dict.fromkeys(("question", "rationale", "answer"), _TEXT)
+        for count in (2, 5, MOST_CHOICES):
+            try:
+                return self._render([one] * len(self.rationale.demonstrations), _TEXT, [_CHOICE] * count)
+            except ExtensionError as error:
+                problem = error
+        raise problem
 
     def _shown(self, one: Demonstration) -> Dict[str, str]:
         return {
@@ -110,13 +120,13 @@ def _heads(lines: Iterable[str]) -> List[str]:
 def _marks(heads: Sequence[str]) -> re.Pattern[str]:
     """Finds heads, again and again, at the beginning of a line."""
     marks = "|".join(map(_loose, heads))
-    return re.compile(rf"\A(?:\s*(?:{marks}))+\s*" if marks else r"\A\Z", re.IGNORECASE)
+    return re.compile(rf"\A(?:{_SPACE}(?:{marks}))+{_SPACE}" if marks else r"\A\Z", re.IGNORECASE)
 
 
 def _loose(mark: str) -> str:
     """An expression for a mark, whatever white space there is between its words and signs."""
     parts = re.findall(r"\w+|[^\w\s]", mark)
-    return r"\s*".join(map(re.escape, parts)) + (r"(?!\w)" if parts[-1].isalnum() else "")
+    return _SPACE.join(map(re.escape, parts)) + (r"(?!\w)" if parts[-1].isalnum() else "")
 
 
 # --- what `check` shows -------------------------------------------------------------------------------

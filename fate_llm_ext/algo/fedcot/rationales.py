@@ -163,7 +163,7 @@ def without_answer(text: str, config: RationaleConfig) -> str:
     for match in (one for one in found if core(one[1]) == core(found[-1][1])):
         begin, end = _sentence(text, start + match.start(), start + match.end())
         if begin >= at:
-            kept.append(_ended(text[at:begin]))
+            kept.append(_ended(text[at:begin].strip()))
             at = end
     kept.append(text[at:].strip())
     return " ".join(filter(None, kept))
