@@ -41,7 +41,6 @@ from fate_llm_ext.data.datasets import has_split, named, read_rows
 from fate_llm_ext.data.formats import Row
 from fate_llm_ext.data.templates import Example, get_template
 from fate_llm_ext.errors import ExtensionError
-from fate_llm_ext.privacy.mechanisms import fresh_generator
 from fate_llm_ext.progress import emit
 
 Received = Tuple[np.ndarray, List[str], np.ndarray]  # question of each rationale, text, whether it was cut
@@ -170,14 +169,14 @@ class Client:
     # -- the arbiter's help --------------------------------------------------------------------------
 
     def ask(self) -> None:
-        """Draw the questions and send them, in an order that says nothing about the table."""
+        """Draw the questions and send them, by the alphabet: an order that says nothing about the table."""
         party, config = self._party, self._party.config
         party.phase("fedcot", "perturbing prompts")
         with untold():
             self.asked = self.strategy.ask()
             sent = self._fit_to_send(self.asked.texts)
         codes = sent if config.rationale.recorded else np.arange(len(sent))
-        order = sent if config.rationale.recorded else fresh_generator().permutation(sent)
+        order = sent if config.rationale.recorded else _by_text(sent, self.asked.texts)
         party.phase("fedcot", "sending questions")
         texts = [self.asked.texts[index] for index in order]
         self._channel.send(self._channel.peers[0], Questions(**pack_texts(codes, texts)), 0)
@@ -204,7 +203,8 @@ class Client:
         for reason, count in message.dropped.items():
             party.metrics.log("fedcot", 0, f"rationales_dropped_{reason}", int(count))
         which = np.array([self._place[code] for code in message.codes.tolist()], dtype=np.int64)
-        self._received = (which, message.texts(), message.unfinished.astype(bool))
+        order, texts = np.argsort(which), message.texts()
+        self._received = (which[order], [texts[index] for index in order], message.unfinished.astype(bool)[order])
 
     def decode(self) -> None:
         """Rationales for the own prompts, and those of them that are good enough to learn from."""
@@ -229,3 +229,7 @@ class Client:
         self.dropped = kept.dropped
         for reason, count in kept.dropped.items():
             party.metrics.log("fedcot", 0, f"rationales_{reason}", count)
+
+
+def _by_text(which: np.ndarray, texts: List[str]) -> np.ndarray:
+    return np.array(sorted(which.tolist(), key=texts.__getitem__), dtype=np.int64)

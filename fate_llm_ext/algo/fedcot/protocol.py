@@ -3,7 +3,8 @@
 Every client (guest and hosts) talks to the arbiter only, and what the LLM writes after its questions goes back to it
 alone. A question is a fixed form around perturbed words (:mod:`~fate_llm_ext.algo.fedcot.questions`); neither a label
 nor a raw field can get into it, but for the fields under ``none``. Number of records, and of words in each of their
-fields, count as public. The records are sent in an order of their own, except to a recording.
+fields, count as public. Questions are sent in the order of the alphabet, which tells nothing of their records', except
+to a recording.
 
 step      sender -> receiver  name        derives from private data          covered by
 --------  ------------------  ----------  ---------------------------------  ----------------------------------
