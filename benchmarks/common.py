@@ -60,7 +60,7 @@ class Meter:
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
-        self._imports = _status("VmRSS")
+        self._imports = status_kib("VmRSS")
         self._times: list[tuple[float, float]] = []
 
     def start(self) -> None:
@@ -79,7 +79,7 @@ class Meter:
     def report(self, tokens: int, **facts: str) -> None:
         """Print what was found; the first step is left out. ``tokens`` are those of all steps."""
         if self.device == "cpu":
-            peak = (_status("VmHWM") - self._imports) / 1024
+            peak = (status_kib("VmHWM") - self._imports) / 1024
         else:
             import torch
 
@@ -90,7 +90,7 @@ class Meter:
         print(json.dumps({**found, **facts}))
 
 
-def _status(field: str) -> int:
+def status_kib(field: str) -> int:
     """A field of /proc/self/status in KiB."""
     text = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(next(line.split()[1] for line in text.splitlines() if line.startswith(f"{field}:")))

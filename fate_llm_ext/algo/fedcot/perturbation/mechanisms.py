@@ -24,7 +24,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from fate_llm_ext.algo.fedcot.config import PerturbationConfig
-from fate_llm_ext.algo.fedcot.perturbation.radius import radius_law, rantext_scales
+from fate_llm_ext.algo.fedcot.perturbation.radius import FARTHEST, radius_law, rantext_scales
 
 UNKNOWN = -1
 CALIBRATED_WORDS = 6000  # up to here fixed_vocabulary computes all pairs: 288 MB and seconds
@@ -233,7 +233,7 @@ class Exponential(Mechanism):
 
     def __init__(self, epsilon: float, vectors: np.ndarray) -> None:
         super().__init__(epsilon, vectors)
-        self.radii, self._counts = radius_law(rantext_scales(epsilon, vectors / self._lengths[:, None]))
+        self.radii, self._counts = radius_law(rantext_scales(epsilon, vectors, self._lengths))
 
     @classmethod
     def bound(cls, epsilon: float) -> float:
@@ -265,42 +265,51 @@ class Exponential(Mechanism):
         return found
 
     def _draw(self, words: np.ndarray, counts: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """A radius for each, then a candidate."""
-        distances = self._distances(words)
-        nearest = np.argsort(distances, axis=1)
-        distances = np.take_along_axis(distances, nearest, axis=1)
-        rows = np.repeat(np.arange(len(words)), counts)
+        """A radius for each, then a candidate. Of a word only what is within its largest radius is put in order."""
         ends = np.cumsum(self._counts)
+        rows = np.repeat(np.arange(len(words)), counts)
         radii = self.radii[ends.searchsorted(generator.integers(0, ends[-1], len(rows)), side="right")]
-        parts = np.split(radii, np.cumsum(counts)[:-1])
-        candidates = np.concatenate([near.searchsorted(part, side="right") for near, part in zip(distances, parts)])
-        return nearest[rows, self._choose(distances, rows, radii, candidates, generator)]
+        reach = np.maximum.reduceat(radii, np.cumsum(counts) - counts)
+        distances = self._distances(words)
+        near = distances <= reach[:, None]
+        found, outputs = np.nonzero(near)
+        distances = distances[near]
+        starts = np.searchsorted(found, np.arange(len(words)))[rows]
+        if radii.min() < FARTHEST:
+            keys = found * (2 * FARTHEST) + distances  # one word's behind the other's
+            order = np.argsort(keys)
+            outputs, distances, keys = outputs[order], distances[order], keys[order]
+            candidates = keys.searchsorted(rows * (2 * FARTHEST) + radii, side="right") - starts
+        else:
+            candidates = np.full(len(rows), len(self.vectors))
+        return outputs[starts + self._choose(distances, starts, candidates, radii, generator)]
 
     def _choose(
         self,
         distances: np.ndarray,
-        rows: np.ndarray,
-        radii: np.ndarray,
+        starts: np.ndarray,
         candidates: np.ndarray,
+        radii: np.ndarray,
         generator: np.random.Generator,
     ) -> np.ndarray:
-        """One of the first ``candidates`` of each row, int64 [n], with P ∝ exp(-ε d / (2r)).
+        """For each radius, int64 [n], one of ``candidates`` distances from ``starts`` on, with P ∝ exp(-ε d / (2r)).
 
         By rejection: any candidate, accepted with that number, which is at least exp(-ε/2). What is left after some
         attempts is drawn by cumulative sums, those with few candidates together; the law is the same.
         """
-        chosen = np.empty(len(rows), np.int64)
-        left = np.arange(len(rows))
+        factors = -self.epsilon / 2 / radii
+        chosen = np.empty(len(radii), np.int64)
+        left = np.arange(len(radii))
         for _ in range(_ATTEMPTS):
             proposed = generator.integers(0, candidates[left])
-            exponents = distances[rows[left], proposed] * (-self.epsilon / 2) / radii[left]
-            accepted = generator.random(len(left)) < np.exp(exponents)
+            accepted = generator.random(len(left)) < np.exp(distances[starts[left] + proposed] * factors[left])
             chosen[left[accepted]] = proposed[accepted]
             left = left[~accepted]
         for some in (left[part] for part in _narrow(candidates[left])):
-            width = candidates[some[-1]]
-            sums = np.exp(distances[rows[some], :width] * (-self.epsilon / 2) / radii[some, None])
-            sums[np.arange(width) >= candidates[some, None]] = 0.0
+            columns = np.arange(candidates[some[-1]])
+            there = np.minimum(starts[some, None] + columns, len(distances) - 1)
+            sums = np.exp(distances[there] * factors[some, None])
+            sums[columns >= candidates[some, None]] = 0.0
             np.cumsum(sums, axis=1, out=sums)
             numbers = generator.random(len(some)) * sums[:, -1]
             chosen[some] = np.minimum((sums <= numbers[:, None]).sum(axis=1), candidates[some] - 1)

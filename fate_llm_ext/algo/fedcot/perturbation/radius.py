@@ -18,7 +18,7 @@ _EQUAL = 6  # 2⁶ steps of equal mass, the last of which is halved again and ag
 _SMALLEST = 36  # ... down to 2⁻³⁶
 
 
-def rantext_scales(epsilon: float, vectors: np.ndarray) -> np.ndarray:
+def rantext_scales(epsilon: float, vectors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Scale of the Laplace noise in each dimension, float64 [d]: Δ_j / f(ε), Δ_j the range of dimension j.
 
     f(ε) is RANTEXT's (InferDPT, arXiv 2310.12214): ε below 2, a log(b ε + c) + d from 2 on, about 9.3 throughout. With
@@ -26,10 +26,11 @@ def rantext_scales(epsilon: float, vectors: np.ndarray) -> np.ndarray:
     together is far longer than the vectors; so it is below 2, where outputs are nearly uniform.
 
     Args:
-        vectors: [V, d] of length 1.
+        vectors: [V, d]; their directions count.
+        lengths: [V].
     """
     factor = epsilon if epsilon < 2 else 0.0165 * math.log(19.0648 * epsilon - 38.1294) + 9.3111
-    scales: np.ndarray = np.ptp(vectors, axis=0).astype(np.float64) / factor
+    scales: np.ndarray = np.array([np.ptp(column / lengths) for column in vectors.T]) / factor
     return scales
 
 
