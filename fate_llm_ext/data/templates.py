@@ -15,6 +15,7 @@ from typing import Any, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 import jinja2
 import jinja2.meta
+import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fate_llm_ext.config import TaskConfig
@@ -59,7 +60,7 @@ class Template:
 
     @property
     def prompt_fields(self) -> Tuple[str, ...]:
-        """Canonical fields that the prompt shows, those that the answer needs left out."""
+        """Canonical fields that the prompt shows, in their order there, those that the answer needs left out."""
         hidden = {*self.answer_fields, *self._needed}
         return tuple(name for name in self._shown if name not in hidden)
 
@@ -150,9 +151,12 @@ def get_template(task: TaskConfig) -> Template:
 
 
 def _compile(environment: jinja2.Environment, field: str, source: str) -> Tuple[jinja2.Template, List[str]]:
+    """The template and its variables, in the order in which it names them."""
     try:
-        names = jinja2.meta.find_undeclared_variables(environment.parse(source))
-        return environment.from_string(source), sorted(names - set(environment.globals))
+        tree = environment.parse(source)
+        names = jinja2.meta.find_undeclared_variables(tree) - set(environment.globals)
+        named = dict.fromkeys(one.name for one in tree.find_all(jinja2.nodes.Name) if one.name in names)
+        return environment.from_string(source), list(named)
     except jinja2.TemplateError as error:
         raise ExtensionError("E209", field=field, reason=str(error).rstrip(".")) from None
 

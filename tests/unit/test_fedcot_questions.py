@@ -28,15 +28,16 @@ def outgoing(task: dict[str, Any], **question: Any) -> Outgoing:
 def test_the_fields_of_the_built_in_templates() -> None:
     found = {name: outgoing({"template": name}).fields for name in BUILT_IN if name not in ("text", "dialogsum")}
     assert found["tickets"] == found["ag_news"] == found["yelp"] == ("text",)
-    assert set(found["commonsenseqa"]) == {"question", *"ABCDEFGH"}
+    assert found["commonsenseqa"] == ("question", *"ABCDEFGH")
+    assert found["rte"] == ("premise", "hypothesis")
     assert found["boolq"] == ("passage", "question")
-    assert found["wic"] == ("sentence1", "sentence2", "word")
+    assert found["wic"] == ("sentence1", "sentence2", "word"), "in the order of the prompt"
     for name, fields in found.items():
         assert not {"label", "answer", "stars"} & set(fields), name
 
 
 def test_the_columns_of_an_own_template() -> None:
-    assert set(outgoing(OWN).fields) == {"name", "text"}
+    assert outgoing(OWN).fields == ("name", "text")
     assert outgoing(OWN, fields=["text"]).fields == ("text",)
 
 
