@@ -227,11 +227,6 @@ class FedCoTConfig(Group):
                 "`rationale.recorded` finds an answer by the row's position, and `perturbation.strategy` "
                 f"{how.strategy} asks about texts that have none"
             )
-        if values["rationale"].recorded and how.strategy in ("adaptive_exponential", "dp_generator"):
-            raise ValueError(
-                f"`rationale.recorded` finds answers by rows of the private table, `perturbation.strategy` {how.strategy} "
-                "asks about other texts"
-            )
         longest = max(len(one) for one in values["task"].choices or [""])
         if longest > LONGEST_WORD or len(values["task"].choices or ()) > MOST_CHOICES:
             raise ValueError(
