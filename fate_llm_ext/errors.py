@@ -612,8 +612,14 @@ CATALOGUE: dict[str, ErrorKind] = {
     ),
     "E768": ErrorKind(
         "`rationale.demonstrations` holds {count}, `rationale.prompt` shows none (it uses: {used}).",
-        "Add `{{% for one in demonstrations %}} ... {{% endfor %}}` to it (`fate-llm-ext desc fedcot` shows the default), "
-        "or leave the demonstrations out.",
+        "Add `{{% for one in demonstrations %}} ... {{% endfor %}}` to it, or leave the demonstrations out; "
+        "`fate-llm-ext desc fedcot` shows the default.",
+    ),
+    "E769": ErrorKind(
+        "The LLM {name!r} is {found}, the job asks for {asked}.",
+        "Set `rationale.recorded` of the fedcot task to true for a recording, to false for all other LLMs; no other "
+        "component takes a recording.",
+        shared=True,
     ),
     "E776": ErrorKind(
         "`perturbation.strategy` {strategy} asks about texts of a DP generator, and the task gives {role} none.",

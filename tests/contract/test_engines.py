@@ -1,10 +1,11 @@
-"""What every engine promises, held against transformers' own generation, one prompt at a time.
+"""What every engine promises, held against transformers' own generation, one prompt at a time; a recording replays it.
 
 The HTTP engine is tried against a real server: `transformers serve`, in an environment of its own.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -23,7 +24,7 @@ from transformers import AutoModelForCausalLM
 from fate_llm_ext.config import GenerationConfig, LLMConfig, LoraConfig
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models import generation
-from fate_llm_ext.models.engines import Completion, Engine, HTTPEngine, LocalEngine, open_engine
+from fate_llm_ext.models.engines import Completion, Engine, HTTPEngine, LocalEngine, RecordedEngine, open_engine
 from fate_llm_ext.models.lora import add_lora
 from fate_llm_ext.models.saving import save_model
 from fate_llm_ext.models.tiny import TinyConfig, build_model, train_lm
@@ -72,8 +73,43 @@ def model(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(str(folder)).eval()
 
 
+KEYS = [f"guest 9999/{row}" for row in range(len(PROMPTS))]
+
+
 class EngineContract:
     """Tests that every engine passes; a subclass gives the fixture ``engine``."""
+
+    def test_each_key_goes_with_its_prompt(self, engine: Engine) -> None:
+        got = engine.generate(PROMPTS, GREEDY, seed=0, keys=KEYS)
+        assert engine.generate(PROMPTS[::-1], GREEDY, seed=0, keys=KEYS[::-1]) == got[::-1]
+
+    def test_an_answer_ends_before_the_first_stop_string(self, engine: Engine) -> None:
+        (whole,) = engine.generate(PROMPTS[:1], GREEDY, seed=0, keys=KEYS[:1])
+        (short,) = engine.generate(PROMPTS[:1], GREEDY, seed=0, keys=KEYS[:1], stop=["five", "", "four", "Q"])
+        assert whole == Completion(" three four five.", True)
+        assert short == Completion(" three ", True)
+
+    def test_steps_count_the_prompts_that_are_done(self, engine: Engine) -> None:
+        steps: list[tuple[int, int]] = []
+        engine.generate(PROMPTS, GREEDY, seed=0, keys=KEYS, step=lambda *at: steps.append(at))
+        assert steps[-1] == (len(PROMPTS), len(PROMPTS))
+        assert [done for done, _ in steps] == sorted({done for done, _ in steps})
+
+    def test_nothing_to_do(self, engine: Engine) -> None:
+        assert engine.generate([], GREEDY, seed=0, step=lambda done, total: pytest.fail("a step"), keys=[]) == []
+        assert engine.fits([], GREEDY).shape == (0,)
+
+    def test_these_prompts_fit(self, engine: Engine) -> None:
+        fits = engine.fits(PROMPTS, GREEDY)
+        assert fits.dtype == bool
+        assert fits.tolist() == [True] * len(PROMPTS)
+
+    def test_it_has_the_name_that_the_site_gave_it(self, engine: Engine) -> None:
+        assert engine.name == "llm"
+
+
+class WriterContract(EngineContract):
+    """Further tests that every engine passes which reads its prompts."""
 
     @pytest.fixture
     def expected(self, model: Any, folder: Path) -> list[Completion]:
@@ -115,26 +151,27 @@ class EngineContract:
         assert len(got) == len(prompts)
         assert all(isinstance(one.text, str) for one in got)
 
-    def test_steps_count_the_prompts_that_are_done(self, engine: Engine) -> None:
-        steps: list[tuple[int, int]] = []
-        engine.generate(PROMPTS, GREEDY, seed=0, step=lambda *at: steps.append(at))
-        assert steps[-1] == (len(PROMPTS), len(PROMPTS))
-        assert [done for done, _ in steps] == sorted({done for done, _ in steps})
-
-    def test_nothing_to_do(self, engine: Engine) -> None:
-        assert engine.generate([], GREEDY, seed=0, step=lambda done, total: pytest.fail("a step")) == []
-        assert engine.fits([], GREEDY).shape == (0,)
-
-    def test_these_prompts_fit(self, engine: Engine) -> None:
-        fits = engine.fits(PROMPTS, GREEDY)
-        assert fits.dtype == bool
-        assert fits.tolist() == [True] * len(PROMPTS)
-
-    def test_it_has_the_name_that_the_site_gave_it(self, engine: Engine) -> None:
-        assert engine.name == "llm"
+    def test_keys_change_nothing(self, engine: Engine) -> None:
+        config = GREEDY.copy(update={"max_new_tokens": 4})
+        assert engine.generate(PROMPTS, config, seed=0, keys=KEYS) == engine.generate(PROMPTS, config, seed=0)
 
 
-class TestLocal(EngineContract):
+class TestRecorded(EngineContract):
+    @pytest.fixture(scope="class")
+    def engine(self, folder: Path, model: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+        """What the model writes, on record."""
+        path = tmp_path_factory.mktemp("recordings")
+        texts = by_transformers(model, folder, PROMPTS, GREEDY.max_new_tokens)
+        lines = [json.dumps({"answer": one.text, "finished": one.finished}) for one in texts]
+        (path / "guest_9999.jsonl").write_text("\n".join(lines))
+        with open_engine(
+            Site(recordings={"llm": str(path)}), LLMConfig(name="llm"), torch.device("cpu"), recorded=True
+        ) as engine:
+            assert isinstance(engine, RecordedEngine)
+            yield engine
+
+
+class TestLocal(WriterContract):
     @pytest.fixture(scope="class")
     def engine(self, folder: Path) -> Iterator[Engine]:
         site = Site(root=str(folder.parent), models={"llm": folder.name})
@@ -261,7 +298,7 @@ def wait_for(server: subprocess.Popen[bytes], address: str, log: Path, seconds: 
 
 
 @pytest.mark.serve
-class HTTPContract(EngineContract):
+class HTTPContract(WriterContract):
     api: ClassVar[str]
 
     def opened(self, url: str, folder: Path, **changes: Any) -> Engine:

@@ -19,19 +19,29 @@ __all__ = ["Completion", "Engine", "HTTPEngine", "LocalEngine", "RecordedEngine"
 
 
 def open_engine(
-    site: Site, config: LLMConfig, device: torch.device, *, heartbeat: Callable[[str], None] = lambda doing: None
+    site: Site,
+    config: LLMConfig,
+    device: torch.device,
+    *,
+    recorded: bool = False,
+    heartbeat: Callable[[str], None] = lambda doing: None,
 ) -> Engine:
     """The engine of the LLM that the job names and the site knows.
 
     Args:
+        recorded: the job is made for a recording, which needs to be told what each prompt is about.
         heartbeat: gives a sign of life; an HTTP engine calls it from :meth:`Engine.generate` while it waits.
 
     Raises:
         ExtensionError: E131, E111 the site does not know it; E402, E403, E405 a local model cannot be loaded; E410 an
             adapter is named for an endpoint or a recording; E411, E412 an endpoint's files are wrong; E413 to E417 it
-            does not answer rightly; E418 a recording holds no answers.
+            does not answer rightly; E418 a recording holds no answers; E769 it is a recording and the job is not made
+            for one, or the other way round.
     """
     found = site.lookup_llm(config.name)
+    if isinstance(found, Recording) != recorded:
+        kinds = ("an LLM that reads its prompts", "a recording")
+        raise ExtensionError("E769", name=config.name, found=kinds[not recorded], asked=kinds[recorded])
     if isinstance(found, Path):
         adapter = None if config.adapter is None else site.lookup("models", config.adapter)
         heartbeat("loading the LLM")
