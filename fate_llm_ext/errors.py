@@ -610,6 +610,14 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Shorten it, or raise `task.max_length`.",
         shared=True,
     ),
+    "E763": ErrorKind(
+        "The encoder-decoder in {folder} does not say with which token its decoder begins.",
+        "Set `decoder_start_token_id` in its config.json.",
+    ),
+    "E764": ErrorKind(
+        "`lora.embeddings` is true and the SLM is an encoder-decoder: its input embedding is used in two places.",
+        "Set `lora.embeddings` to false, or `student_weights` to full.",
+    ),
     "E768": ErrorKind(
         "`rationale.demonstrations` holds {count}, `rationale.prompt` shows none (it uses: {used}).",
         "Add `{{% for one in demonstrations %}} ... {{% endfor %}}` to it, or leave the demonstrations out; "

@@ -40,7 +40,8 @@ class Arbiter:
         self._party = party
         self._channel = party.channel
         self._prompts = Prompts(config.rationale, config.decoding)
-        self._engine = open_engine(party.site, config.llm, party.device, heartbeat=party.channel.heartbeat)
+        recorded, heartbeat = config.rationale.recorded, party.channel.heartbeat
+        self._engine = open_engine(party.site, config.llm, party.device, recorded=recorded, heartbeat=heartbeat)
         self._clients: List[Agreed] = []
 
     @property
