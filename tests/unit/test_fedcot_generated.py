@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,11 @@ from fate_llm_ext.algo.fedcot.inputs import input_problems, text_field
 from fate_llm_ext.algo.fedcot.release import plan
 from fate_llm_ext.config import ControlConfig, LoraConfig, ModelConfig, SynthesisConfig
 from fate_llm_ext.data.corpus import generate_tickets
+from fate_llm_ext.data.datasets import write_jsonl
 from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.pipelines.check import check
+from fate_llm_ext.pipelines.dag import Dag, parse_dag
+from fate_llm_ext.pipelines.plan import plan as make_plan
 from fate_llm_ext.privacy import report
 from fate_llm_ext.privacy.accountants import epsilon
 from fate_llm_ext.privacy.events import DataSet, NonPrivate, PoissonGaussian, PostProcessing, Release
@@ -241,3 +246,93 @@ def test_the_guarantee_is_the_generator_s(base: Path, generator: Path, tmp_path:
     planned = plan(config(), DATA, "job", ["arbiter 9998"], unbounded)
     assert planned.release.mechanisms == (NonPrivate(),)
     assert not planned.release.private
+
+
+# --- jobs ---------------------------------------------------------------------------------------------
+
+GUEST, ARBITER = {"role": "guest", "party_id": ["9999"]}, {"role": "arbiter", "party_id": ["9998"]}
+DP_SGD = {"epsilon": 2.0, "delta": 1e-4, "batch_size": 50, "epochs": 2}
+
+
+class World:
+    """A site with one table and a job of two tasks, the second of which takes the generator of the first."""
+
+    def __init__(self, folder: Path, **privacy: Any) -> None:
+        self.folder = folder
+        (folder / "m").mkdir()
+        write_jsonl(folder / "mail.jsonl", generate_tickets(200, 1))
+        table = {"namespace": "llm", "name": "mail", "parties": [GUEST]}
+        data = {"data": {"train_data": {"data_warehouse": [table]}}}
+        common = {"student": {"name": "m"}, "llm": {"name": "m"}}
+        control = {"code": "{{ label }}", "values": ["billing", "sales"]}
+        fdkt = {"control": control, "privacy": {**DP_SGD, **privacy}, "generator": {"name": "m"}, **common}
+        fedcot = {"task": {"template": "tickets"}, "perturbation": {"strategy": "dp_generator"}, **common}
+        link = {"producer_task": "fdkt_0", "output_artifact_key": "generator_model"}
+        self.fedcot: dict[str, Any] = {
+            "component_ref": "fedcot",
+            "parameters": fedcot,
+            "inputs": {**data, "model": {"generator": {"task_output_artifact": link}}},
+        }
+        self.guest: dict[str, Any] = {"tables": {"llm/mail": "mail.jsonl"}, "models": {"m": "m"}}
+        self.guest["budgets"] = {"llm/mail": {"epsilon": 2.0, "delta": 1e-4}}
+        self.tasks = {"fedcot_0": self.fedcot, "fdkt_0": {"component_ref": "fdkt", "parameters": fdkt, "inputs": data}}
+
+    @property
+    def dag(self) -> Dag:
+        job = {"parties": [GUEST, ARBITER], "stage": "train", "tasks": self.tasks}
+        return parse_dag(json.loads(json.dumps({"dag": job, "schema_version": "2.2.0", "kind": "fate"})))
+
+    @property
+    def sites(self) -> Path:
+        path = self.folder / "sites.yaml"
+        path.write_text(json.dumps({"guest_9999": self.guest, "arbiter_9998": {"models": {"m": "m"}}}))
+        return path
+
+    def problems(self) -> dict[str, str]:
+        return {problem.error.code: problem.where for problem in check(self.dag, self.sites)}
+
+
+def test_a_linked_job_is_planned(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    assert world.problems() == {}
+    first, second = make_plan(world.dag, world.sites)
+    assert (first.task, second.task) == ("fdkt_0", "fedcot_0")
+    assert 1.9 < (first.epsilon or 0.0) <= 2.0
+    assert (second.epsilon, second.spent, second.after) == (0.0, pytest.approx(first.after), pytest.approx(first.after))
+    assert second.refused is None
+    assert second.note == "no further ε: all that leaves is computed from what fdkt_0 has paid for"
+    (cost,) = second.planned.release.mechanisms  # type: ignore[union-attr]
+    assert cost == PostProcessing(pytest.approx(first.epsilon), 1e-4)  # type: ignore[arg-type]
+
+
+def test_a_generator_without_privacy_gives_none_to_the_next_task(tmp_path: Path) -> None:
+    world = World(tmp_path, epsilon=math.inf, delta=None)
+    world.guest["budgets"]["llm/mail"]["epsilon"] = "inf"
+    first, second = make_plan(world.dag, world.sites)
+    assert (first.epsilon, second.epsilon) == (math.inf, math.inf)
+    assert second.note == ""
+    assert second.planned.release.mechanisms == (NonPrivate(),)  # type: ignore[union-attr]
+
+
+def test_check_misses_the_link(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    del world.fedcot["inputs"]["model"]
+    assert world.problems() == {"E776": "tasks.fedcot_0.inputs (guest 9999)"}
+
+
+def test_check_finds_a_link_too_many(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.fedcot["parameters"]["perturbation"] = {"strategy": "metric", "epsilon": 1.0}
+    assert world.problems() == {"E777": "tasks.fedcot_0.inputs (guest 9999)"}
+
+
+def test_check_knows_that_a_prompt_of_several_fields_cannot_be_generated(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.fedcot["parameters"]["task"] = {"template": "wic"}
+    assert world.problems() == {"E778": "tasks.fedcot_0.inputs (guest 9999)"}
+
+
+def test_check_knows_the_generator_by_its_output(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.fedcot["inputs"]["model"]["generator"]["task_output_artifact"]["output_artifact_key"] = "generator"
+    assert set(world.problems()) == {"E125"}
