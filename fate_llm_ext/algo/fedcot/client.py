@@ -222,6 +222,7 @@ class Client:
                 unfinished=unfinished,
                 config=config.quality,
                 rationale=config.rationale,
+                written=texts,
             )
             self.rationales = [Pair(asked.prompts[which[row]], text) for row, text in zip(kept.rows, kept.texts)]
         party.metrics.log("fedcot", 0, "rationales", len(texts))
