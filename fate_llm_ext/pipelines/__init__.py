@@ -1,6 +1,7 @@
 """The author's view of a job: write it, check it, run it. Nothing here imports torch.
 
-``FedMKT``, ``DPKD``, ``FDKT`` and ``TextEvaluation`` are components for FATE's Pipeline SDK and need fate-client::
+``FedMKT``, ``DPKD``, ``FDKT``, ``FedCoT`` and ``TextEvaluation`` are components for FATE's Pipeline SDK; they need
+fate-client::
 
     from fate_client.pipeline import FateFlowPipeline
     from fate_llm_ext.pipelines import FedMKT
@@ -22,6 +23,7 @@ from typing import Any
 _WHERE = {
     "DPKD": "components",
     "FDKT": "components",
+    "FedCoT": "components",
     "FedMKT": "components",
     "TextEvaluation": "components",
     "Dag": "job",
@@ -31,7 +33,7 @@ _WHERE = {
     "JobResult": "local",
 }
 
-__all__ = ["DPKD", "FDKT", "Dag", "FedMKT", "JobResult", "Party", "TextEvaluation", "load_dag", "run_job"]
+__all__ = ["DPKD", "FDKT", "Dag", "FedCoT", "FedMKT", "JobResult", "Party", "TextEvaluation", "load_dag", "run_job"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from fate_llm_ext.pipelines import load_dag
 
 sdk = pytest.importorskip("fate_client.pipeline")
 
-from fate_llm_ext.pipelines import FedMKT  # noqa: E402 - needs fate_client
+from fate_llm_ext.pipelines import FDKT, FedCoT, FedMKT  # noqa: E402 - needs fate_client
 
 
 def test_a_job_from_the_pipeline_sdk_is_a_job_file(tmp_path):
@@ -27,6 +27,25 @@ def test_a_job_from_the_pipeline_sdk_is_a_job_file(tmp_path):
     assert dag.tasks["fedmkt_0"].parameters["direction"] == "llm_to_slm"
     arbiter = dag.raw["dag"]["party_tasks"]["arbiter_9998"]["tasks"]["fedmkt_0"]["parameters"]
     assert arbiter["model"] == {"name": "llm"}
+
+
+def test_one_component_takes_another_s_model(tmp_path):
+    pipeline = sdk.FateFlowPipeline().set_parties(guest="9999", host=["10000"], arbiter="9998")
+    control = {"code": "{{ label }}", "values": ["billing", "sales"]}
+    common = {"train_data": "llm/tickets", "student": {"name": "slm"}}
+    maker = FDKT("fdkt_0", control=control, privacy={"epsilon": 2.0}, generator={"name": "slm"}, **common)
+    strategy = {"strategy": "dp_generator"}
+    link = maker.outputs["generator_model"]
+    taker = FedCoT("fedcot_0", task={"template": "tickets"}, perturbation=strategy, generator=link, **common)
+    pipeline.add_tasks([maker, taker])
+    path = tmp_path / "dag.yaml"
+    path.write_text(pipeline.compile().get_dag())
+    dag = load_dag(path)
+    assert dag.problems == []
+    assert [task.name for task in dag.order()] == ["fdkt_0", "fedcot_0"]
+    (source,) = next(one for one in dag.tasks["fedcot_0"].inputs if one.name == "generator").sources
+    assert (source.fields["producer_task"], source.fields["output_artifact_key"]) == ("fdkt_0", "generator_model")
+    assert {str(party) for party in dag.parties if source.serves(party)} == {"guest 9999", "host 10000"}
 
 
 def test_a_misspelt_parameter_is_refused():
