@@ -273,6 +273,8 @@ class Neighbour:
             found[row, candidates[row] == before + 1] = 0.0
         return found
 
+    scan = scores
+
 
 def test_infill_weighs_what_was_seen_against_what_fits():
     words = vocabulary(12)

@@ -127,11 +127,27 @@ def test_scores_are_those_of_one_sequence_at_a_time(kind, batch, sequences, monk
     assert np.ptp(found) > 1, "nothing to tell apart"
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_scan_tells_how_each_begins(kind):
+    model, tokenizer = causal(kind)
+    found = Infiller(model, tokenizer, WORDS).scan(RECORDS, OWNERS, PLACES, CANDIDATES)
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    for row, (owner, place) in enumerate(zip(OWNERS, PLACES)):
+        given = log_probs(model, [start, *flat(tokenizer, RECORDS[owner][:place])[-BEFORE:]])[-1]
+        wanted = [given[tokens(tokenizer, WORDS[word])[0]] for word in CANDIDATES[row]]
+        assert found[row] == pytest.approx(wanted, abs=2e-3), row
+    model, tokenizer = masked()
+    scan, scores = (getattr(Infiller(model, tokenizer, WORDS), name) for name in ("scan", "scores"))
+    where = (RECORDS, OWNERS, PLACES, CANDIDATES)
+    assert scan(*where) == pytest.approx(scores(*where)), "a masked one is as cheap as that"
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "bert"])
 def test_a_short_context_takes_fewer_neighbours(kind):
     model, tokenizer = masked(10) if kind == "bert" else causal("gpt2", 8)
-    found = Infiller(model, tokenizer, WORDS).scores(RECORDS, OWNERS, PLACES, CANDIDATES)
-    assert np.isfinite(found).all()
+    infiller = Infiller(model, tokenizer, WORDS)
+    for method in (infiller.scores, infiller.scan):
+        assert np.isfinite(method(RECORDS, OWNERS, PLACES, CANDIDATES)).all()
 
 
 def test_heartbeats_come_while_it_works():

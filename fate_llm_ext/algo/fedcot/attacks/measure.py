@@ -45,7 +45,8 @@ from fate_llm_ext.algo.fedcot.perturbation.ratios import ratio_test
 from fate_llm_ext.algo.fedcot.perturbation.vocabulary import Vocabulary
 
 NEAR = 10  # words that a hint may name
-CANDIDATES = 16  # words that the language model is asked about
+CANDIDATES = 64  # words that the language model is asked about, roughly,
+SHORTLIST = 4  # and exactly
 
 Heartbeat = Callable[[], None]
 Guesses = Dict[str, np.ndarray]  # method -> guessed word, int32 [n]
@@ -129,9 +130,13 @@ def _guesses(
 def _between_neighbours(
     sample: Sample, probable: Candidates, places: np.ndarray, infiller: Infiller, heartbeat: Heartbeat
 ) -> np.ndarray:
+    """For each place the candidate that explains what was seen there, and fits between what was seen around it."""
     words, likelihood = probable.words[places], probable.log_likelihood[places]
-    fits = infiller.scores(sample.records, sample.owners, sample.places, words, heartbeat)
-    best = np.argmax(likelihood + fits, axis=1)
+    where = (sample.records, sample.owners, sample.places)
+    rough = likelihood + infiller.scan(*where, words, heartbeat)
+    short = np.argsort(-rough, axis=1, kind="stable")[:, :SHORTLIST]
+    words, likelihood = np.take_along_axis(words, short, 1), np.take_along_axis(likelihood, short, 1)
+    best = np.argmax(likelihood + infiller.scores(*where, words, heartbeat), axis=1)
     guesses: np.ndarray = words[np.arange(len(words)), best]
     return guesses
 
