@@ -75,6 +75,9 @@ def roomy_cache(cache: Any, tokens: int) -> Any:
     if not hasattr(cache, "batch_select_indices"):
         return cache
     plain, roomy = _layers()
+    if hasattr(cache, "self_attention_cache"):  # what a decoder has read of the prompt never grows
+        roomy_cache(cache.self_attention_cache, tokens)
+        return cache
     cache.layers = [roomy(layer, tokens) if type(layer) is plain else layer for layer in cache.layers]
     return cache
 

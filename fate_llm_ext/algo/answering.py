@@ -9,7 +9,8 @@ import numpy as np
 
 from fate_llm_ext.config import EvaluationConfig, TaskConfig
 from fate_llm_ext.data.templates import Example
-from fate_llm_ext.models.encoding import SpanTokenizer, encode_pairs
+from fate_llm_ext.models.encoding import SpanTokenizer, alone, encode_pairs
+from fate_llm_ext.models.loading import is_encoder_decoder
 from fate_llm_ext.models.scoring import Scorer
 from fate_llm_ext.progress import Progress
 
@@ -19,7 +20,7 @@ class Encoded:
     """Prompt and answer as tokens.
 
     Attributes:
-        ids: int32 [T].
+        ids: int32 [T]; for an encoder-decoder: what the encoder reads, then what the decoder is to write.
         places: where the answer's tokens (and the end token) are in ``ids``, all >= 1 (int64 [A]).
         starts: first byte of each of them, counted from the answer's first byte (int32 [A]).
         answer_bytes: size of the answer's text.
@@ -35,10 +36,10 @@ ChoiceRow = List[Tuple[np.ndarray, np.ndarray]]
 
 
 class Answerer:
-    """A causal LM with its tokenizer, asked about examples.
+    """A language model with its tokenizer, asked about examples.
 
     Args:
-        model: with or without an adapter.
+        model: a causal LM or an encoder-decoder, with or without an adapter.
         heartbeat: called between batches with what is being done.
         lead: stands before every prompt; it stays when the beginning of a long prompt is cut.
     """
@@ -60,13 +61,16 @@ class Answerer:
         self._batch_size = evaluation.batch_size
         self._heartbeat = heartbeat
         self._lead = lead
+        self._apart = is_encoder_decoder(model)
 
     def encode(self, examples: Sequence[Example], answers: Sequence[str]) -> List[Encoded]:
-        """Prompt + answer, tokenised jointly, ending with the end token."""
+        """Prompt + answer, tokenised jointly (for an encoder-decoder each by itself), ending with the end token."""
         if not examples:
             return []
+        if self._apart:
+            answers = [alone(self._spans, answer) for answer in answers]
         prompts = [self._lead + e.prompt for e in examples]
-        pairs = encode_pairs(self._spans, prompts, answers, self._max_length, keep=self._lead)
+        pairs = encode_pairs(self._spans, prompts, answers, self._max_length, keep=self._lead, apart=self._apart)
         encoded = []
         for pair, answer in zip(pairs, answers):
             places = np.flatnonzero(pair.answer)
@@ -97,7 +101,7 @@ class Answerer:
         return self.scorer(doing).choices(rows)
 
     def write(self, examples: Sequence[Example], max_new_tokens: int, doing: str) -> List[str]:
-        """Greedy answers, each with a leading separator."""
+        """Greedy answers of a causal LM, each with a leading separator."""
         if not examples:
             return []
         # Something must be there to continue: for an empty prompt and a tokenizer without prefix, the end token.

@@ -47,7 +47,7 @@ def models() -> None:
 @click.option("--seconds", type=float, help="Training time by the clock  [default: 60, unless --steps is given]")
 @click.option("--steps", type=int, help="Training steps: the same weights for the same seed, however busy the machine.")
 @click.option("--batch-tokens", type=int, default=1024, show_default=True, help="Tokens per step.")
-@click.option("--lr", type=float, help="Peak learning rate  [default: 0.5 / width, at most 0.01]")
+@click.option("--lr", type=float, help="Peak learning rate  [default: 0.5 / width, at most 0.01; t5: twice that]")
 @click.option("--candidates", type=int, default=512, show_default=True, help="Sampled-softmax tokens; 0: all tokens.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=int, help="CPU threads  [default: torch's]")

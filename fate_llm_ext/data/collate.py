@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class Item:
     """One sequence to train on.
 
     Attributes:
-        ids: token ids of prompt and answer (int32 [T]).
+        ids: token ids of prompt and answer (int32 [T]); for an encoder-decoder: of what each of the two has.
         answer: places of the answer's tokens in ``ids``, each predicted from the place before (int32 [A]).
         gold_weight: weight of the mean cross-entropy of the answer (equations 5 and 6).
         teacher: distributions for the KD term, or None.
@@ -54,19 +54,28 @@ class Collator:
     ``gold_weight`` [P], ``teacher_weight`` [P], ``teacher_ids`` and ``teacher_log_probs`` [P, K]. Weights already
     contain the means over answer tokens and over the batch, so the loss is one weighted sum; ``mean_weight`` is
     nothing but these means. An item without answer positions adds nothing, and counts in the mean over the batch.
+
+    For an encoder-decoder, ``input_ids`` and ``attention_mask`` are the prompts', ``decoder_input_ids`` [B, t] the
+    answers' behind the start token, and ``flat`` says places in the decoder's [B * t].
+
+    Args:
+        pad_id: padding token.
+        start_id: what a decoder begins with; None: there is none.
     """
 
-    def __init__(self, pad_id: int) -> None:
+    def __init__(self, pad_id: int, start_id: Optional[int] = None) -> None:
         self.pad_id = pad_id
+        self.start_id = start_id
 
     def __call__(self, items: Sequence[Item]) -> Batch:
         """Make the batch."""
-        size, length = len(items), max(len(item.ids) for item in items)
-        input_ids, mask = pad_right([item.ids for item in items], self.pad_id, length)
+        size = len(items)
+        read, flat = read_batch(
+            [item.ids for item in items], [item.answer - 1 for item in items], self.pad_id, self.start_id
+        )
         width = max([item.teacher.ids.shape[1] for item in items if item.teacher is not None] or [1])
         counts = [len(item.answer) for item in items]
         total = sum(counts)
-        flat = np.concatenate([b * length + item.answer - 1 for b, item in enumerate(items)])
         target = np.concatenate([item.ids[item.answer] for item in items])
         mean = np.concatenate([np.full(n, 1.0 / max(n, 1) / size) for n in counts])
         gold = mean * np.repeat([item.gold_weight for item in items], counts)
@@ -83,9 +92,8 @@ class Collator:
                 teacher_log_probs[places, :k] = item.teacher.log_probs
             start += n
         return {
-            "input_ids": input_ids,
-            "attention_mask": mask,
-            "flat": torch.from_numpy(flat.astype(np.int64)),
+            **read,
+            "flat": flat,
             "target": torch.from_numpy(target.astype(np.int64)),
             "mean_weight": torch.from_numpy(mean.astype(np.float32)),
             "gold_weight": torch.from_numpy(gold.astype(np.float32)),
@@ -138,8 +146,37 @@ class Beside:
         return made
 
 
+def read_batch(
+    ids: Sequence[np.ndarray], places: Sequence[np.ndarray], pad_id: int, start_id: Optional[int] = None
+) -> Tuple[Batch, torch.Tensor]:
+    """What a model reads of sequences, and where its predictions are.
+
+    Args:
+        ids: tokens of each (int [T]).
+        places: the places of each from which the next token is predicted (int [A]); they follow upon each other.
+        start_id: what a decoder begins with: the encoder then has the tokens up to the first place, the decoder the
+            others. None: one model has them all.
+
+    Returns:
+        The model's arguments, and the places in its flattened output (int64 [P]).
+    """
+    if start_id is None:
+        input_ids, mask = pad_right(ids, pad_id)
+        shifts, width = list(places), input_ids.shape[1]
+        batch = {"input_ids": input_ids, "attention_mask": mask}
+    else:
+        cuts = [int(place[0]) + 1 if len(place) else len(row) for row, place in zip(ids, places)]
+        input_ids, mask = pad_right([row[:cut] for row, cut in zip(ids, cuts)], pad_id)
+        written = [row[cut : cut + max(len(place) - 1, 0)] for row, cut, place in zip(ids, cuts, places)]
+        decoder_ids, _ = pad_right([np.append(np.int32(start_id), row) for row in written], pad_id)
+        shifts, width = [place - cut + 1 for place, cut in zip(places, cuts)], decoder_ids.shape[1]
+        batch = {"input_ids": input_ids, "attention_mask": mask, "decoder_input_ids": decoder_ids}
+    flat = np.concatenate([number * width + shift for number, shift in enumerate(shifts)])
+    return batch, torch.from_numpy(flat.astype(np.int64))
+
+
 def pad_right(
-    sequences: List[np.ndarray], pad_id: int, length: Optional[int] = None
+    sequences: Sequence[np.ndarray], pad_id: int, length: Optional[int] = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask [B, T] of sequences of unlike length."""
     length = max(map(len, sequences)) if length is None else length

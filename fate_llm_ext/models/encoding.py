@@ -28,6 +28,7 @@ class SpanTokenizer:
         vocabulary: the tokens' bytes.
         prefix: ids that the tokenizer puts before every text (``<s>`` for Llama, ``</s>`` for OPT), int32.
         eos_id: the end token.
+        spaced: it takes a text as if a space stood before it.
 
     Raises:
         ExtensionError: E446 the tokenizer has no end token.
@@ -43,6 +44,8 @@ class SpanTokenizer:
         self.prefix: Array = np.array(probe.ids[:leading], np.int32)
         self._backend = plain_backend(tokenizer, dummy_prefix)
         self._lengths = self.vocabulary.lengths
+        (first,) = self.spans(["a"])
+        self.spaced: bool = bool(len(first.ids) and first.starts[0] < 0)
 
     def spans(self, texts: Sequence[str]) -> list[Spans]:
         """See :func:`token_spans`; all texts at once."""
@@ -181,6 +184,7 @@ def encode_pairs(
     *,
     keep: str = "",
     share: float = 1.0,
+    apart: bool = False,
 ) -> list[EncodedPair]:
     """Tokenise many pairs. A token that straddles the boundary belongs to the answer.
 
@@ -191,6 +195,8 @@ def encode_pairs(
         keep: with this every prompt begins; its tokens stay when what follows them is cut.
         share: below 1: an answer of more tokens than this share of ``max_length`` is cut to that, or to what its
             prompt leaves if that is more.
+        apart: for an encoder, which reads the prompt and an end token, and a decoder, which writes the answer and
+            another one: tokenised each by itself, each in at most ``max_length`` tokens.
 
     Raises:
         ExtensionError: E325 as many prompts as answers are needed.
@@ -198,6 +204,10 @@ def encode_pairs(
     if len(prompts) != len(answers):
         raise ExtensionError("E325", what="prompts and answers", got=len(prompts), expected=len(answers))
     prepared = _prepared(tokenizer)
+    if apart:
+        read = encode_prompts(prepared, prompts, keep=keep, room=max_length, apart=True)
+        written = prepared.spans([alone(prepared, answer) for answer in answers])
+        return [_side_by_side(prepared, *sides, max_length) for sides in zip(read, written)]
     texts = [prompt + answer for prompt, answer in zip(prompts, answers)]
     boundaries = [len(prompt.encode()) for prompt in prompts]
     sizes = [len(answer.encode()) for answer in answers]
@@ -229,22 +239,37 @@ def _assemble(
     return EncodedPair(np.concatenate([head, ids]).astype(np.int32), mask, starts.astype(np.int32))
 
 
+def alone(tokenizer: SpanTokenizer, answer: str) -> str:
+    """An answer without what separates it from its prompt, if the tokenizer puts a space of its own before a text."""
+    return answer.lstrip() if tokenizer.spaced else answer
+
+
+def _side_by_side(tokenizer: SpanTokenizer, read: Array, written: Spans, max_length: int) -> EncodedPair:
+    size = int(written.ends[-1]) if len(written.ends) else 0
+    ids = np.append(written.ids, np.int32(tokenizer.eos_id))[:max_length]
+    starts = np.append(written.starts, np.int32(size))[:max_length]
+    mask = np.arange(len(read) + len(ids)) >= len(read)
+    return EncodedPair(np.concatenate([read, ids]).astype(np.int32), mask, starts.astype(np.int32))
+
+
 def encode_prompts(
-    tokenizer: AnyTokenizer, prompts: Sequence[str], *, keep: str = "", room: int | None = None
+    tokenizer: AnyTokenizer, prompts: Sequence[str], *, keep: str = "", room: int | None = None, apart: bool = False
 ) -> list[Array]:
     """Token ids of prompts to be continued (int32 [T_i]), as the tokenizer begins every text.
 
     Args:
         keep: with this every prompt begins; its tokens stay when what follows them is cut.
         room: a prompt of more tokens loses its beginning; None: none does.
+        apart: for an encoder, which sees an end token behind them.
     """
     prepared = _prepared(tokenizer)
     size, before = len(keep.encode()), prepared.prefix
+    after = np.array([prepared.eos_id] if apart else [], dtype=np.int32)
     encoded = []
     for spans in prepared.spans(prompts):
         count = len(spans.ids)
-        left = count if room is None else max(room - len(before), 0)
-        encoded.append(np.concatenate([before, shorten(spans, count, size, left)]).astype(np.int32))
+        left = count if room is None else max(room - len(before) - len(after), 0)
+        encoded.append(np.concatenate([before, shorten(spans, count, size, left), after]).astype(np.int32))
     return encoded
 
 

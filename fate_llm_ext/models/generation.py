@@ -1,4 +1,4 @@
-"""Sampling texts from a causal LM in batches, with a key-value cache.
+"""Sampling texts from a language model in batches, with a key-value cache.
 
 Equal prompts are read once and share their cache; rows that have ended leave the batch. What a row draws depends
 on the seed and on its place in the list alone, not on the batches that were made.
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from fate_llm_ext._compat import roomy_cache, select_cache_rows
 from fate_llm_ext.config import GenerationConfig
+from fate_llm_ext.data.collate import pad_right
 from fate_llm_ext.errors import ExtensionError
-from fate_llm_ext.models.loading import positions, split_head
+from fate_llm_ext.models.loading import decoder_start, is_encoder_decoder, positions, split_head
 from fate_llm_ext.models.products import fast_products
 from fate_llm_ext.models.scoring import Step
 from fate_llm_ext.models.tokenizers import vocabulary_size
@@ -50,8 +51,8 @@ def generate(
     of the tokenizer are written, even if the model has more rows. ``top_k: 1`` is greedy.
 
     Args:
-        model: a causal LM, with or without an adapter; its mode (training or not) is kept.
-        prompts: token ids, each at least one (int [T_i]); equal ones cost little.
+        model: a causal LM or an encoder-decoder, with or without an adapter; its mode (training or not) is kept.
+        prompts: token ids, each at least one (int [T_i]); equal ones cost little. An encoder reads them as they are.
         seed: the same one gives the same texts, whatever the batch size.
         step: called with (done, total) prompts after each batch.
         over: says now and then of the tokens written so far (int [B, T]) which rows need no more of them (B times);
@@ -69,7 +70,8 @@ def generate(
     training = model.training
     model.eval()
     try:
-        writer = _Writer(model, tokenizer, config, over)
+        kind = _EncoderDecoderWriter if is_encoder_decoder(model) else _Writer
+        writer = kind(model, tokenizer, config, over)
         done = 0
         for rows in _batches(prompts, config.batch_size):
             # each row has a generator of its own: batches cannot change who draws what
@@ -89,10 +91,18 @@ def _check(model: Any, prompts: Sequence[np.ndarray], config: GenerationConfig) 
     lengths = [len(prompt) for prompt in prompts]
     if lengths and min(lengths) == 0:
         raise ExtensionError("E664", prompt=lengths.index(0), prompts=len(prompts))
+    if not fitting(model, np.array(lengths), config.max_new_tokens).all():
+        raise ExtensionError("E665", prompt=max(lengths), new=config.max_new_tokens, limit=positions(model.config))
+
+
+def fitting(model: Any, lengths: np.ndarray, new: int) -> np.ndarray:
+    """Whether prompts of these lengths, and ``new`` tokens written behind each, fit into the model (bool [N])."""
     limit = positions(model.config)
-    # the last token is written, never read
-    if limit is not None and max(lengths, default=0) + config.max_new_tokens - 1 > limit:
-        raise ExtensionError("E665", prompt=max(lengths), new=config.max_new_tokens, limit=limit)
+    if limit is None:
+        return np.ones(len(lengths), dtype=bool)
+    # the last token is written, never read; an encoder has positions of its own
+    fits: np.ndarray = (lengths <= limit) & (new <= limit) if is_encoder_decoder(model) else lengths + new - 1 <= limit
+    return fits
 
 
 def _batches(prompts: Sequence[np.ndarray], size: int) -> Iterator[List[int]]:
@@ -103,7 +113,7 @@ def _batches(prompts: Sequence[np.ndarray], size: int) -> Iterator[List[int]]:
 
 
 class _Writer:
-    """Writes one batch after another."""
+    """Writes one batch after another with a causal LM."""
 
     def __init__(self, model: Any, tokenizer: Any, config: GenerationConfig, over: Optional[Over] = None) -> None:
         self._config = config
@@ -112,10 +122,9 @@ class _Writer:
         self._known = vocabulary_size(tokenizer)
         self._device = next(model.parameters()).device
         self._stride = _STRIDE.get(self._device.type, 8)
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        whole = model.get_base_model() if hasattr(model, "get_base_model") else model
         _, self._head = split_head(model)
-        self._whole = isinstance(self._head, nn.Identity)
-        self._inner = causal if self._whole else getattr(causal, causal.base_model_prefix)
+        self._inner = whole if isinstance(self._head, nn.Identity) else getattr(whole, whole.base_model_prefix)
         self._takes_positions = "position_ids" in inspect.signature(self._inner.forward).parameters
 
     @torch.inference_mode()
@@ -127,7 +136,7 @@ class _Writer:
             raise ExtensionError("E407", bad=bad, total=len(prompts), what="the first tokens to write")
         total = self._config.max_new_tokens
         if total > 1:
-            cache = roomy_cache(cache, total - 1)
+            cache = self._roomy(cache, total - 1)
         chance = chance.to(self._device)
         width = int(lengths.max())
         mask = torch.ones((len(prompts), width + total), dtype=torch.long, device=self._device)
@@ -146,7 +155,7 @@ class _Writer:
                 break
             if (at + 1) % self._stride == 0 and int(ended.sum()) >= _LEAVING * len(ended):
                 left = (~ended).nonzero()[:, 0]
-                cache = select_cache_rows(cache, left, len(alive))
+                cache = self._select(cache, left, len(alive))
                 alive, token, ended = alive[left], token[left], ended[left]
             attended = mask[alive, : width + at + 1] if padded else None
             logits, cache = self._forward(token[:, None], attended, (lengths[alive] + at)[:, None], cache)
@@ -154,9 +163,7 @@ class _Writer:
 
     def _read(self, prompts: Sequence[np.ndarray]) -> Tuple[Tensor, Any, Tensor, Tensor]:
         """Logits [B, V], cache, mask [B, T] and lengths [B] after the prompts; equal ones are read once."""
-        index: Dict[bytes, int] = {}
-        which = [index.setdefault(prompt.astype(np.int64).tobytes(), len(index)) for prompt in prompts]
-        distinct = [np.frombuffer(key, dtype=np.int64) for key in index]
+        distinct, which = _distinct(prompts)
         width = max(map(len, distinct))
         ids = np.full((len(distinct), width), self._end, dtype=np.int64)
         mask = np.zeros((len(distinct), width), dtype=np.int64)
@@ -169,7 +176,7 @@ class _Writer:
         logits, cache = self._forward(torch.from_numpy(ids).to(self._device), attended, places, None)
         rows = torch.tensor(which, device=self._device)
         if len(distinct) < len(prompts):
-            cache = select_cache_rows(cache, rows, len(distinct))
+            cache = self._select(cache, rows, len(distinct))
         return logits[rows], cache, padding[rows], padding.sum(1)[rows]
 
     def _forward(self, ids: Tensor, mask: Any, places: Tensor, cache: Any) -> Tuple[Tensor, Any]:
@@ -178,12 +185,62 @@ class _Writer:
         out = self._inner(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
         return self._head(out[0][:, -1]), out.past_key_values
 
+    def _roomy(self, cache: Any, tokens: int) -> Any:
+        """What is known of the texts so far, with room for further tokens."""
+        return roomy_cache(cache, tokens)
+
+    def _select(self, cache: Any, rows: Tensor, batch: int) -> Any:
+        """What is known of some of the texts of a batch."""
+        return select_cache_rows(cache, rows, batch)
+
     def _cut(self, written: Tensor) -> List[np.ndarray]:
         """Each row up to its end token."""
         tokens = written.cpu().numpy().astype(np.int32)
         ended = tokens == self._end
         lengths = np.where(ended.any(axis=1), ended.argmax(axis=1), tokens.shape[1])
         return [row[:length] for row, length in zip(tokens, lengths.tolist())]
+
+
+class _EncoderDecoderWriter(_Writer):
+    """Writes one batch after another with a decoder: what is known is what the encoder has read, and the cache.
+
+    All texts begin at the same place, so none is padded; the encoder's padding is on the right.
+    """
+
+    def _read(self, prompts: Sequence[np.ndarray]) -> Tuple[Tensor, Any, Tensor, Tensor]:
+        distinct, which = _distinct(prompts)
+        ids, mask = (part.to(self._device) for part in pad_right(distinct, self._end))
+        states = self._inner.get_encoder()(input_ids=ids, attention_mask=mask)[0]
+        rows = torch.tensor(which, device=self._device)
+        ones = torch.ones((len(prompts), 1), dtype=torch.long, device=self._device)
+        known = (states[rows], mask[rows], None)
+        return (*self._forward(ones * (decoder_start(self._inner) or 0), None, ones, known), ones, ones[:, 0])
+
+    def _forward(self, ids: Tensor, mask: Any, places: Tensor, cache: Any) -> Tuple[Tensor, Any]:
+        states, read, cache = cache
+        out = self._inner(
+            encoder_outputs=(states,),
+            attention_mask=read,
+            decoder_input_ids=ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return out.logits[:, -1], (states, read, out.past_key_values)
+
+    def _roomy(self, cache: Any, tokens: int) -> Any:
+        states, read, cache = cache
+        return states, read, roomy_cache(cache, tokens)
+
+    def _select(self, cache: Any, rows: Tensor, batch: int) -> Any:
+        states, read, cache = cache
+        return states[rows], read[rows], select_cache_rows(cache, rows, batch)
+
+
+def _distinct(prompts: Sequence[np.ndarray]) -> Tuple[List[np.ndarray], List[int]]:
+    """The different prompts, and for each prompt which of them it is."""
+    index: Dict[bytes, int] = {}
+    which = [index.setdefault(prompt.astype(np.int64).tobytes(), len(index)) for prompt in prompts]
+    return [np.frombuffer(key, dtype=np.int64) for key in index], which
 
 
 def sample(logits: Tensor, chance: Tensor, config: GenerationConfig) -> Tensor:

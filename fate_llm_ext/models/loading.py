@@ -1,4 +1,4 @@
-"""Base models from local folders, and the split of a causal LM into backbone and output head."""
+"""Base models from local folders, and the split of a language model into backbone and output head."""
 
 from __future__ import annotations
 
@@ -44,24 +44,29 @@ def resolve_device(setting: str) -> torch.device:
 
 
 def load_base(
-    folder: Path, config: ModelConfig, device: torch.device, max_length: int = 0, max_new_tokens: int = 0
+    folder: Path,
+    config: ModelConfig,
+    device: torch.device,
+    max_length: int = 0,
+    max_new_tokens: int = 0,
+    encoder_decoder: bool = False,
 ) -> Tuple[nn.Module, Any]:
     """Load a causal LM and its tokenizer from a Hugging Face folder, offline.
 
     Args:
         max_length: longest sequence that it will be given.
         max_new_tokens: how many tokens it may write behind one; 0 if it writes nothing.
+        encoder_decoder: the folder may also hold a model that reads with an encoder and writes with a decoder.
 
     Raises:
         ExtensionError: E402 if the folder holds no loadable causal LM, E403 if the tokenizer has more
-            tokens than the model, E408 if the sequences may be longer than its context.
+            tokens than the model, E408 if the sequences may be longer than its context, E763 if nobody says what a
+            decoder begins with.
     """
-    from transformers import AutoModelForCausalLM
-
     dtype = config.dtype if config.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     try:
         with quiet():
-            model, facts = AutoModelForCausalLM.from_pretrained(
+            model, facts = _auto_class(folder, encoder_decoder).from_pretrained(
                 str(folder), local_files_only=True, output_loading_info=True, **dtype_argument(getattr(torch, dtype))
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -73,8 +78,31 @@ def load_base(
     tokenizer = fitting_tokenizer(
         model, folder, max_length + max_new_tokens, f"`task.max_length` {max_length}{written}"
     )
+    if is_encoder_decoder(model) and decoder_start(model) is None:
+        raise ExtensionError("E763", folder=folder)
     model.to(device)
     return model, tokenizer
+
+
+def _auto_class(folder: Path, encoder_decoder: bool) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    if encoder_decoder and AutoConfig.from_pretrained(str(folder), local_files_only=True).is_encoder_decoder:
+        return AutoModelForSeq2SeqLM
+    return AutoModelForCausalLM
+
+
+def is_encoder_decoder(model: Any) -> bool:
+    """Whether a model, with or without an adapter, reads with an encoder and writes with a decoder."""
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def decoder_start(model: Any) -> Optional[int]:
+    """The token that a decoder begins with; None: it has none, or the model is no encoder-decoder."""
+    if not is_encoder_decoder(model):
+        return None
+    said = [getattr(at, "decoder_start_token_id", None) for at in (model.config, model.generation_config)]
+    return next((one for one in said if one is not None), None)
 
 
 def fitting_tokenizer(model: Any, folder: Path, longest: int, parts: str) -> Any:
@@ -96,7 +124,12 @@ def fitting_tokenizer(model: Any, folder: Path, longest: int, parts: str) -> Any
 
 
 def positions(config: Any) -> Optional[int]:
-    """The longest sequence of a model, from its configuration; None where it gives no limit."""
+    """The longest sequence of a model, from its configuration; None where it gives no limit.
+
+    T5 tells places by their distance: its configuration says what it was trained with, and it takes any length.
+    """
+    if getattr(config, "relative_attention_num_buckets", None):
+        return None
     for name in ("max_position_embeddings", "n_positions"):
         limit = getattr(config, name, None)
         if isinstance(limit, int) and limit > 0:
@@ -104,7 +137,7 @@ def positions(config: Any) -> Optional[int]:
     return None
 
 
-Backbone = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Backbone = Callable[..., torch.Tensor]
 Head = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -116,10 +149,13 @@ def split_head(model: nn.Module) -> Tuple[Backbone, Head]:
     comparing both ways on a probe, and then run whole.
 
     Returns:
-        backbone: (input_ids [B, T], attention_mask [B, T]) -> hidden [B, T, d].
+        backbone: (input_ids [B, T], attention_mask [B, T]) -> hidden [B, T, d]. Of an encoder-decoder: (input_ids,
+            attention_mask, decoder_input_ids [B, t]) -> logits [B, t, V], where nearly all places are an answer's.
         head: hidden [..., d] -> logits [..., V].
     """
     causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    if is_encoder_decoder(causal):
+        return _decoder_logits(causal), nn.Identity()
     inner = getattr(causal, causal.base_model_prefix)
     output = causal.get_output_embeddings()
 
@@ -136,6 +172,18 @@ def split_head(model: nn.Module) -> Tuple[Backbone, Head]:
         return logits
 
     return whole, nn.Identity()
+
+
+def _decoder_logits(model: Any) -> Backbone:
+    def backbone(
+        input_ids: torch.Tensor, attention_mask: torch.Tensor, decoder_input_ids: torch.Tensor
+    ) -> torch.Tensor:
+        logits: torch.Tensor = model(
+            input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids, use_cache=False
+        ).logits
+        return logits
+
+    return backbone
 
 
 def _same_on_probe(causal: nn.Module, backbone: Backbone, head: Head) -> bool:

@@ -8,8 +8,8 @@ from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
-from fate_llm_ext.data.collate import pad_right
-from fate_llm_ext.models.loading import split_head
+from fate_llm_ext.data.collate import pad_right, read_batch
+from fate_llm_ext.models.loading import decoder_start, split_head
 
 Step = Callable[[int, int], None]
 
@@ -35,10 +35,12 @@ class AnswerScores:
 
 
 class Scorer:
-    """Evaluates one causal LM in batches, shortest sequences first.
+    """Evaluates one language model in batches, shortest sequences first.
+
+    Of an encoder-decoder, a sequence is what the encoder reads, and behind it what the decoder is to write.
 
     Args:
-        model: a causal LM, with or without an adapter.
+        model: a causal LM or an encoder-decoder, with or without an adapter.
         pad_id: padding token id.
         batch_size: sequences per forward pass.
         step: called with (done, total) after each batch, for progress and heartbeats.
@@ -51,6 +53,7 @@ class Scorer:
         self._step = step or (lambda done, total: None)
         self._backbone, self._head = split_head(model)
         self._device = next(model.parameters()).device
+        self._start_id = decoder_start(model)
 
     def answers(
         self,
@@ -114,7 +117,7 @@ class Scorer:
         return result
 
     def write(self, tokenizer: Any, prompts: Sequence[np.ndarray], max_new_tokens: int) -> List[str]:
-        """Greedy continuations of prompts (token ids), decoded without special tokens."""
+        """Greedy continuations of prompts (token ids) by a causal LM, decoded without special tokens."""
         texts = [""] * len(prompts)
         done = 0
         for rows in self._batches([len(p) for p in prompts]):
@@ -148,14 +151,14 @@ class Scorer:
         self._model.eval()
         done = 0
         for rows in self._batches([len(sequence) for sequence in ids]):
-            input_ids, mask = pad_right([ids[row] for row in rows], self._pad_id)
-            width = input_ids.shape[1]
-            flat = np.concatenate([b * width + places[row] for b, row in enumerate(rows)]).astype(np.int64)
+            read, flat = read_batch(
+                [ids[row] for row in rows], [places[row] for row in rows], self._pad_id, self._start_id
+            )
             owner = np.concatenate([np.full(len(places[row]), row) for row in rows])
             within = np.concatenate([np.arange(len(places[row])) for row in rows])
             with torch.inference_mode():
-                hidden = self._backbone(input_ids.to(self._device), mask.to(self._device))
-                hidden = hidden.reshape(-1, hidden.shape[-1])[torch.from_numpy(flat).to(self._device)]
+                hidden = self._backbone(**{name: value.to(self._device) for name, value in read.items()})
+                hidden = hidden.reshape(-1, hidden.shape[-1])[flat.to(self._device)]
                 chunk = max(1, _CHUNK_FLOATS // self._model.config.vocab_size)
                 for start in range(0, len(flat), chunk):
                     part = slice(start, start + chunk)

@@ -48,7 +48,9 @@ class TinyConfig(Group):
     steps: Optional[int] = Field(None, ge=1, description="Steps to train; same seed, same weights.")
     batch_tokens: int = Field(1024, ge=8, description="Tokens per step.")
     learning_rate: Optional[float] = Field(
-        None, gt=0, description="Peak rate of AdamW, then a cosine to 5 %; default: 0.5 / hidden, at most 0.01."
+        None,
+        gt=0,
+        description="Peak rate of AdamW, then a cosine to 5 %; default: 0.5 / hidden, at most 0.01; t5: twice that.",
     )
     candidates: int = Field(512, ge=0, description="Sampled softmax candidates per step; 0: the whole vocabulary.")
     seed: int = Field(0, description="Seed of weights, order of documents and candidates.")
@@ -58,7 +60,7 @@ class TinyConfig(Group):
         if (values.get("seconds") is None) == (values.get("steps") is None):
             raise ValueError("give either seconds or steps")
         if values.get("learning_rate") is None:
-            values["learning_rate"] = min(0.01, 0.5 / values["hidden"])
+            values["learning_rate"] = min(0.01, 0.5 / values["hidden"]) * (2 if values["arch"] == "t5" else 1)
         if values.get("heads") is None:
             most = max(2, values["hidden"] // 32)
             values["heads"] = next((n for n in range(most, 0, -1) if values["hidden"] % (8 * n) == 0), most)

@@ -14,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from fate_llm_ext.config import TrainConfig
 from fate_llm_ext.data.collate import BESIDE, Batch, Beside, Collator, Item
 from fate_llm_ext.errors import ExtensionError
-from fate_llm_ext.models.loading import split_head
+from fate_llm_ext.models.loading import decoder_start, split_head
 from fate_llm_ext.training.hooks import PhaseCallback
 from fate_llm_ext.training.losses import Tail, chunked_head_loss, weighted_nll_and_kd
 
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 # Logits of one chunk of answer positions: at most this many floats (256 MB in fp32).
 _CHUNK_FLOATS = 1 << 26
+_READ = ("input_ids", "attention_mask", "decoder_input_ids")
 
 
 def train_items(
@@ -44,7 +45,7 @@ def train_items(
     positions, averaged over the batch.
 
     Args:
-        model: causal LM whose trainable parameters are trained in place.
+        model: language model whose trainable parameters are trained in place.
         heartbeat: called between steps with what is being done.
         extra: one more term, (batch, hidden states [P, d] at its ``flat`` places) -> scalar. Its parameters are trained
             along (not clipped, not decayed) and are of no use afterwards.
@@ -53,7 +54,7 @@ def train_items(
         ExtensionError: E406 as soon as the loss is not finite; E666 no item has an answer to learn.
     """
     items = _with_answers(items, phase)
-    collator = Collator(pad_id)
+    collator = Collator(pad_id, decoder_start(model))
     trainer = _trainer(model, items, collator, config, epochs, seed, phase, heartbeat)
     trainer.prepare(config, phase, temperature, tail, extra)
     return trainer.run()
@@ -83,7 +84,7 @@ def train_together(
         ExtensionError: E406 as soon as the loss is not finite; E666 no item of one of the tasks has an answer to learn.
     """
     items, beside = _with_answers(items, phase), _with_answers(beside, phase)
-    collator = Beside(Collator(pad_id), beside, len(items), config.batch_size, seed)
+    collator = Beside(Collator(pad_id, decoder_start(model)), beside, len(items), config.batch_size, seed)
     trainer = _trainer(model, items, collator, config, epochs, seed, phase, heartbeat)
     trainer.prepare(config, phase, 1.0, "bucket", None)
     trainer.run()
@@ -229,7 +230,7 @@ class _Trainer(transformers.Trainer):
 
     def _loss(self, inputs: Batch) -> torch.Tensor:
         """The mean over one batch, with the weights of its items."""
-        hidden = self._backbone(inputs["input_ids"], inputs["attention_mask"])
+        hidden = self._backbone(**{name: inputs[name] for name in _READ if name in inputs})
         hidden = hidden.reshape(-1, hidden.shape[-1])[inputs["flat"]]
         chunk = max(1, _CHUNK_FLOATS // self.model.config.vocab_size)
         if len(hidden) <= chunk:

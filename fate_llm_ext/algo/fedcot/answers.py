@@ -12,7 +12,7 @@ from fate_llm_ext.config import GenerationConfig
 from fate_llm_ext.data.templates import Example
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.engines.local import LocalEngine
-from fate_llm_ext.models.loading import positions
+from fate_llm_ext.models.loading import is_encoder_decoder, positions
 
 Settings = Union[FedCoTConfig, PredictConfig]
 
@@ -22,12 +22,18 @@ class Reasoner:
 
     A sequence of prompt and what follows takes at most ``task.max_length`` tokens; a prompt that is too long loses its
     beginning, never what stands before it. Of an answer or rationale that is to be written, ``max_new_tokens`` are
-    reserved, and at most half of the sequence: that much of each prompt the model always reads.
+    reserved, and at most half of the sequence: that much of each prompt the model always reads. An encoder-decoder has
+    ``task.max_length`` tokens for either side.
 
     Args:
-        network: a causal LM, with or without an adapter.
+        network: a causal LM or an encoder-decoder, with or without an adapter.
         settings: task, the two prefixes, batch size of answers.
         heartbeat: called while something takes long.
+
+    Attributes:
+        network: as given.
+        tokenizer: its tokenizer.
+        apart: it is an encoder-decoder.
 
     Raises:
         ExtensionError: E762 a prefix leaves too little room for prompts.
@@ -43,6 +49,7 @@ class Reasoner:
         self.network = network
         self.tokenizer = tokenizer
         self._task, self._learning, self._evaluation = settings.task, settings.learning, settings.evaluation
+        self.apart = is_encoder_decoder(network)
         self._heartbeat = heartbeat
         self._engine = LocalEngine(network, tokenizer, "the SLM")
         self._labels = Answerer(
@@ -124,17 +131,15 @@ class Reasoner:
             ExtensionError: E665 ``config.max_new_tokens`` alone does not fit into the context.
         """
         limit = positions(self.network.config)
-        room = None if limit is None else max(1, limit - config.max_new_tokens)
+        room = limit if limit is None or self.apart else max(1, limit - config.max_new_tokens)
         return self._proceed(self._engine.encode(prompts, room=room), config, seed, doing, stop)
 
     def _write(
         self, lead: str, examples: Sequence[Example], config: GenerationConfig, seed: int, doing: str
     ) -> List[str]:
-        prompts = self._engine.encode(
-            [lead + one.prompt for one in examples],
-            keep=lead,
-            room=room_for_prompts(self._task.max_length, config.max_new_tokens),
-        )
+        longest = self._task.max_length
+        room = longest if self.apart else room_for_prompts(longest, config.max_new_tokens)
+        prompts = self._engine.encode([lead + one.prompt for one in examples], keep=lead, room=room)
         return [text.strip() for text in self._proceed(prompts, config, seed, doing)]
 
     def _proceed(

@@ -28,8 +28,9 @@ from fate_llm_ext.algo.fedcot.config import FedCoTConfig
 from fate_llm_ext.config import ModelConfig, TrainConfig
 from fate_llm_ext.data.collate import Item
 from fate_llm_ext.data.templates import Example
+from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.encoding import encode_pairs
-from fate_llm_ext.models.loading import load_base
+from fate_llm_ext.models.loading import is_encoder_decoder, load_base
 from fate_llm_ext.models.lora import AdapterState
 from fate_llm_ext.privacy import report
 from fate_llm_ext.training.trainer import train_items, train_together
@@ -58,7 +59,7 @@ class RationaleModel(Reasoner):
         heartbeat: called while something takes long.
 
     Raises:
-        ExtensionError: E402 to E408, the model or the adapter cannot be loaded; E762 a prefix is too long.
+        ExtensionError: E402 to E408, E763 or E764, model or adapter cannot be loaded; E762 a prefix is too long.
     """
 
     def __init__(
@@ -147,7 +148,15 @@ class RationaleModel(Reasoner):
             return []
         prompts = [lead + one.prompt for one in pairs]
         targets = [separated(prompt, one.target) for prompt, one in zip(prompts, pairs)]
-        encoded = encode_pairs(self._engine.spans, prompts, targets, self._task.max_length, keep=lead, share=_SHARE)
+        encoded = encode_pairs(
+            self._engine.spans,
+            prompts,
+            targets,
+            self._task.max_length,
+            keep=lead,
+            share=_SHARE,
+            apart=self.apart,
+        )
         return [
             Item(found.ids, places[places > 0], gold_weight=weight * one.weight)  # nothing predicts the first token
             for one, found in zip(pairs, encoded)
@@ -170,7 +179,12 @@ class _Base(Trainable):
         super().__init__(folder, settings, config.student_weights, config.lora, config.seed, device, heartbeat)
 
     def _load(self, folder: Path, settings: ModelConfig, seed: int, device: torch.device) -> Tuple[Any, Any]:
-        return load_base(folder, settings, device, self._longest)
+        network, tokenizer = load_base(folder, settings, device, self._longest, encoder_decoder=True)
+        if is_encoder_decoder(network):
+            self.task_type = "SEQ_2_SEQ_LM"
+            if self.weights == "lora" and self.lora.embeddings:
+                raise ExtensionError("E764")
+        return network, tokenizer
 
 
 def separated(prompt: str, target: str) -> str:

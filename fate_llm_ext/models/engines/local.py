@@ -11,8 +11,8 @@ import torch
 from fate_llm_ext.config import GenerationConfig, LLMConfig, ModelConfig
 from fate_llm_ext.models.encoding import SpanTokenizer, encode_prompts
 from fate_llm_ext.models.engines.base import Completion, Engine, cut
-from fate_llm_ext.models.generation import generate
-from fate_llm_ext.models.loading import load_base, positions
+from fate_llm_ext.models.generation import fitting, generate
+from fate_llm_ext.models.loading import is_encoder_decoder, load_base
 from fate_llm_ext.models.lora import load_adapter
 from fate_llm_ext.models.scoring import Step
 
@@ -24,7 +24,7 @@ class LocalEngine(Engine):
     is not used. A text depends on the seed and on its prompt's place in the list, not on ``batch_size``.
 
     Attributes:
-        model: a causal LM, with or without an adapter; it is used as it is and not changed.
+        model: a causal LM or an encoder-decoder, with or without an adapter; it is used as it is and not changed.
         tokenizer: its tokenizer.
         spans: the same, to the byte.
     """
@@ -93,13 +93,8 @@ class LocalEngine(Engine):
 
     def fits(self, prompts: Sequence[str], config: GenerationConfig) -> np.ndarray:
         """Whether prompt and ``max_new_tokens`` fit into the model's context (bool [N])."""
-        limit = positions(self.model.config)
-        if limit is None:
-            return np.ones(len(prompts), dtype=bool)
         lengths = np.array([len(ids) for ids in self.encode(prompts)], dtype=np.int64)
-        # the last token is written, never read
-        fitting: np.ndarray = lengths + config.max_new_tokens - 1 <= limit
-        return fitting
+        return fitting(self.model, lengths, config.max_new_tokens)
 
     def _decode(self, ids: Any) -> List[str]:
         """Texts of rows of token ids."""
@@ -115,7 +110,7 @@ class LocalEngine(Engine):
             keep: with this every prompt begins; it stays when the beginning of what follows is cut.
             room: longest prompt in tokens; None: any.
         """
-        return encode_prompts(self.spans, prompts, keep=keep, room=room)
+        return encode_prompts(self.spans, prompts, keep=keep, room=room, apart=is_encoder_decoder(self.model))
 
 
 def open_local(folder: Path, adapter: Optional[Path], config: LLMConfig, device: torch.device) -> LocalEngine:
@@ -124,7 +119,8 @@ def open_local(folder: Path, adapter: Optional[Path], config: LLMConfig, device:
     Raises:
         ExtensionError: E402, E403 the model cannot be loaded; E405 the adapter does not fit.
     """
-    model, tokenizer = load_base(folder, ModelConfig(name=config.name, dtype=config.dtype), device)
+    settings = ModelConfig(name=config.name, dtype=config.dtype)
+    model, tokenizer = load_base(folder, settings, device, encoder_decoder=True)
     network = model if adapter is None else load_adapter(model, adapter)
     network.eval()
     network.requires_grad_(False)
