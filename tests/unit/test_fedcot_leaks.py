@@ -34,7 +34,8 @@ SAFE = """we you they asked wrote about from with near when that this was but no
 house water friend people number letter garden bridge report summer winter office doctor school market"""
 FORMS: list[Callable[[str], str]] = [
     "{}".format, "{}'s".format, "{}\u2019s".format, "({}),".format, "\u201c{}\u201d".format, str.upper,
-    lambda name: f"{name}-{name}", "@{}".format, "#{}".format, "{}.".format, "Dr.{}".format, lambda name: f"{name[:2]}\u200b{name[2:]}",
+    "@{}".format, "#{}".format, "{}.".format, "Dr.{}".format,
+    lambda name: f"{name}-{name}", lambda name: f"{name[:2]}\u200b{name[2:]}",
 ]  # fmt: skip
 
 
