@@ -30,6 +30,7 @@ NEEDED_ROLES: Dict[Tuple[str, str], Tuple[Tuple[str, ...], ...]] = {
 NEEDS_BUDGET = {("dpkd", "train"), ("fdkt", "train")}
 # And stages that release something else about it: at a site that sets budgets every table needs one.
 RELEASES = {*NEEDS_BUDGET, ("fedmkt", "train"), ("fedcot", "train")}
+_KINDS = {ModelConfig: "models", PublicConfig: "public", LLMConfig: "llm"}
 
 
 def check(dag: Dag, sites_path: Optional[Path] = None, root: Optional[str] = None) -> List[Problem]:
@@ -184,15 +185,17 @@ class _Checker:
             return [Problem(str(party), ExtensionError("E114", **facts))]
         located = task.located(party)
         needed = looked_up(task, party, task.component, values)
-        for name, value in values.items():
-            if name not in needed:
-                continue
-            kinds = {ModelConfig: "models", PublicConfig: "public", LLMConfig: "llm"}
-            kind = next((kind for type, kind in kinds.items() if isinstance(value, type)), None)
+        for dotted in sorted(needed):
+            name, _, field = dotted.partition(".")
+            value = getattr(values.get(name), field, None) if field else values.get(name)
+            where = located[name][1] + (field and f".{field}") if value is not None else ""
+            kind = next((kind for type, kind in _KINDS.items() if isinstance(value, type)), None)
             if kind:
-                problems += self._lookup(kind, value.name, f"{located[name][1]}.name", party)
+                problems += self._lookup(kind, value.name, f"{where}.name", party)
+            if field and isinstance(value, str):
+                problems += self._lookup("public", value, where, party)
             if isinstance(value, LLMConfig) and value.adapter is not None:
-                where = f"{located[name][1]}.adapter"
+                where = f"{where}.adapter"
                 site = self._site_of(party)
                 if site is not None and value.name in (*site.endpoints, *site.recordings):
                     error = ExtensionError("E410", adapter=value.adapter, name=value.name)

@@ -175,6 +175,8 @@ def _check_together(task: Task, party: Party, component: str, mapping: Dict[str,
 def looked_up(task: Task, party: Party, component: str, values: Dict[str, Any]) -> FrozenSet[str]:
     """Which of a party's (valid) parameters name something that its site file has to hold.
 
+    ``group.field`` stands for a model in a group, or for a text that names a public set.
+
     Args:
         values: as :func:`check_parameters` returns them.
     """

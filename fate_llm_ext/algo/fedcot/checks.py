@@ -6,7 +6,7 @@ from typing import FrozenSet, List
 
 import numpy as np
 
-from fate_llm_ext.algo.fedcot.config import FedCoTConfig, PredictConfig
+from fate_llm_ext.algo.fedcot.config import WORD_BY_WORD, FedCoTConfig, PredictConfig
 from fate_llm_ext.algo.fedcot.protocol import Explained, Rationales
 from fate_llm_ext.algo.fedcot.questions import Outgoing
 from fate_llm_ext.algo.messages import Texts, invalid
@@ -15,7 +15,14 @@ from fate_llm_ext.errors import ExtensionError
 
 def looked_up(config: FedCoTConfig, role: str) -> FrozenSet[str]:
     """The parameters whose names the party's site file has to know."""
-    return frozenset({"llm"} if role == "arbiter" else {"student", "vocabulary", "perturbation", "attack"})
+    if role == "arbiter":
+        return frozenset({"llm"})
+    found = {"student"}
+    if config.perturbation.strategy in WORD_BY_WORD:
+        found |= {"vocabulary.model", "vocabulary.public", "perturbation.proxy"}
+        if "infill" in config.attack.methods:
+            found.add("attack.model")
+    return frozenset(found)
 
 
 def role_problems(config: FedCoTConfig, role: str) -> List[ExtensionError]:
