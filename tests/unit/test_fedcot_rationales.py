@@ -27,6 +27,9 @@ from fate_llm_ext.algo.fedcot.rationales import (
 from fate_llm_ext.algo.messages import LONGEST_TEXT, pack_texts
 from fate_llm_ext.config import GenerationConfig
 from fate_llm_ext.models.engines.base import Completion, Engine, cut
+from fate_llm_ext.models.engines.local import LocalEngine
+from fate_llm_ext.models.tiny import TinyConfig, build_model
+from fate_llm_ext.models.tiny_tokenizer import train_tokenizer
 
 SHOTS = [{"question": f"shot {n}", "rationale": "one two three", "answer": "(a)"} for n in range(4)]
 CONFIG = RationaleConfig(demonstrations=SHOTS, max_new_tokens=16)
@@ -202,6 +205,21 @@ def test_nothing_of_a_text_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         asked(lambda p: Completion("xylophone", True), ["marmalade", "zeppelin"])
     assert caplog.records
     assert not any(word in caplog.text for word in ("xylophone", "marmalade", "zeppelin"))
+
+
+def test_a_model_in_this_process() -> None:
+    """Its context has room for two of four demonstrations before a short question, and for no long one."""
+    texts = ["Q: shot one two three answer", "far away word"] * 30
+    tokenizer = train_tokenizer(texts, 280)
+    model = build_model(TinyConfig(arch="gpt2", hidden=32, layers=1, context=128, steps=1), tokenizer)
+    engine = LocalEngine(model.eval(), tokenizer, "llm")
+    prompts = Prompts(CONFIG, DecodingConfig())
+    questions, keys = ["shot", "far away word " * 60], ["guest 9999/0", "guest 9999/1"]
+    made = explain(questions, (), keys, engine, prompts, CONFIG, seed=3)
+    again = explain(questions[:1], (), keys[:1], engine, prompts, CONFIG, seed=3)
+    assert made.dropped["no_room"] == 1
+    assert made.shortened == 1
+    assert (made.texts, made.dropped["empty"]) == (again.texts, again.dropped["empty"])
 
 
 # --- answers -----------------------------------------------------------------------------------------

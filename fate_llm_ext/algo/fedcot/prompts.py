@@ -113,7 +113,7 @@ def block(text: str, marks: re.Pattern[str]) -> str:
 
 def _heads(lines: Iterable[str]) -> List[str]:
     """What lines of a prompt begin with before the texts in them, the longest first."""
-    heads = {line.partition(_TEXT)[0].strip() for line in lines if _CHOICE not in line.partition(_TEXT)[0]}
+    heads = {line.partition(_TEXT)[0].strip() for line in lines}  # one with a choice in it finds nothing
     return sorted(heads - {""}, key=lambda head: (-len(head), head))
 
 
