@@ -223,7 +223,7 @@ def open_vocabulary(scene: Scene) -> Vocabulary:
     """The closed vocabulary of the job, from the model and the public set that it names.
 
     Raises:
-        ExtensionError: E750 to E753, there are too few words; E110, E111 the site does not know a name.
+        ExtensionError: E750 there are too few words; E751, E407 the vectors are none; E110, E111 the site does not know a name.
     """
     party, config = scene.party, scene.party.config.vocabulary
     party.phase("", "building the vocabulary")
