@@ -106,6 +106,15 @@ def reviews(rows: int, seed: int, out: str, force: bool) -> None:
     _write_corpus(generate_reviews(rows, seed), out, force)
 
 
+@generate.command("errands")
+@_corpus
+def errands(rows: int, seed: int, out: str, force: bool) -> None:
+    """Errands to eight places, each with a `reason` (template `errands`)."""
+    from fate_llm_ext.data.errands import generate_errands
+
+    _write_corpus(generate_errands(rows, seed), out, force)
+
+
 def _write_corpus(rows: Sequence[Row], out: str, force: bool) -> None:
     from fate_llm_ext.data.datasets import write_jsonl
 

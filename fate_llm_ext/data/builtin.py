@@ -219,5 +219,12 @@ BUILT_IN: Dict[str, BuiltIn] = {
         _LABEL,
         ("negative", "mixed", "positive"),
     ),
+    "errands": BuiltIn(
+        "Where an errand leads (fate-llm-ext data generate errands).",
+        _labelled_text,
+        "Errand: {{ text }}\nPlace:",
+        _LABEL,
+        ("bakery", "butcher", "florist", "garage", "library", "pharmacy", "post", "tailor"),
+    ),
     "text": BuiltIn("Plain text for language modelling: empty prompt, the text is the answer.", _plain, "", ("text",)),
 }
