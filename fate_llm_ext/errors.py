@@ -618,6 +618,14 @@ CATALOGUE: dict[str, ErrorKind] = {
         "`lora.embeddings` is true and the SLM is an encoder-decoder: its input embedding is used in two places.",
         "Set `lora.embeddings` to false, or `student_weights` to full.",
     ),
+    "E765": ErrorKind(
+        "The SLM in `input_model` was trained with `{parameter}` {trained!r}, the predict stage has {asked!r}.",
+        "Give the predict stage the parameters of the train stage.",
+    ),
+    "E766": ErrorKind(
+        "{folder} holds no SLM of FedCoT: {reason}.",
+        "Give `input_model` the `output_model` of a `fedcot` train stage.",
+    ),
     "E768": ErrorKind(
         "`rationale.demonstrations` holds {count}, `rationale.prompt` shows none (it uses: {used}).",
         "Add `{{% for one in demonstrations %}} ... {{% endfor %}}` to it, or leave the demonstrations out; "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
 
 from fate_llm_ext.algo.control import clean
+from fate_llm_ext.algo.facts import difference
 from fate_llm_ext.algo.fdkt.checks import predict_problems
 from fate_llm_ext.algo.fdkt.config import PredictConfig
 from fate_llm_ext.algo.fdkt.heads import HEADS, Head
@@ -78,20 +78,14 @@ def check_facts(folder: Path, config: PredictConfig) -> None:
     Raises:
         ExtensionError: E721 a parameter differs; E723 the folder holds no task model.
     """
-    path = folder / FACTS
-    try:
-        trained = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ExtensionError("E723", folder=folder, reason=f"it has no {FACTS}") from None
-    except (OSError, ValueError) as error:
-        raise ExtensionError("E723", folder=folder, reason=f"{FACTS}: {type(error).__name__}") from None
-    if not isinstance(trained, dict):
-        raise ExtensionError("E723", folder=folder, reason=f"{FACTS} holds no mapping")
-    asked = facts(config)
-    # The head first: whether there is a prompt depends on it.
-    for name in sorted(asked, key=lambda one: one != "head"):
-        if trained.get(name) != asked[name]:
-            raise ExtensionError("E721", parameter=name, trained=trained.get(name), asked=asked[name])
+    found = difference(
+        folder / FACTS,
+        facts(config),
+        lambda reason: ExtensionError("E723", folder=folder, reason=reason),
+        order=("head",),  # whether there is a prompt depends on it
+    )
+    if found is not None:
+        raise ExtensionError("E721", parameter=found.parameter, trained=found.trained, asked=found.asked)
 
 
 def _load(folder: Path, config: PredictConfig, site: Site) -> Tuple[Any, Any]:

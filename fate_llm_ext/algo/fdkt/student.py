@@ -8,7 +8,6 @@ same factor.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Callable, Dict, Sequence, Tuple
 
@@ -18,6 +17,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from fate_llm_ext.algo.causal import Model
 from fate_llm_ext.algo.control import Records
+from fate_llm_ext.algo.facts import write_facts
 from fate_llm_ext.algo.fdkt.config import FDKTConfig
 from fate_llm_ext.algo.fdkt.heads import HEADS, Head, Settings, Sources, label_words
 from fate_llm_ext.config import ModelConfig
@@ -95,8 +95,7 @@ class TaskModel:
         """Write model or adapter, tokenizer, card, privacy statement, and what the predict stage has to share."""
         self.model.save(folder, card)
         report.save(statement, folder)
-        text = json.dumps(facts(self._config), indent=2, ensure_ascii=False)
-        (folder / FACTS).write_text(text + "\n", encoding="utf-8")
+        write_facts(folder / FACTS, facts(self._config))
 
 
 def facts(settings: Settings) -> Dict[str, Any]:

@@ -15,7 +15,6 @@ bit by bit that on labels alone.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 
 from fate_llm_ext.algo.causal import Trainable
+from fate_llm_ext.algo.facts import write_facts
 from fate_llm_ext.algo.fedcot.answers import Reasoner, Settings
 from fate_llm_ext.algo.fedcot.config import FedCoTConfig
 from fate_llm_ext.config import ModelConfig, TrainConfig
@@ -127,8 +127,7 @@ class RationaleModel(Reasoner):
         """Write model or adapter, tokenizer, card, privacy statement, and what the predict stage has to share."""
         self.model.save(folder, card)
         report.save(dict(statement), folder)
-        text = json.dumps(facts(self._config), indent=2, ensure_ascii=False)
-        (folder / FACTS).write_text(text + "\n", encoding="utf-8")
+        write_facts(folder / FACTS, facts(self._config))
 
     def _alone(self, items: List[Item], train: TrainConfig, seed: int, phase: str) -> float:
         return train_items(
