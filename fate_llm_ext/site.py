@@ -135,12 +135,16 @@ class Site(pydantic.BaseModel):
             raise ExtensionError("E111", kind=kind, name=name, path=path)
         return path
 
-    def lookup_llm(self, name: str) -> Union[Path, Endpoint, Recording]:
+    def lookup_llm(self, name: str, recorded: bool = False) -> Union[Path, Endpoint, Recording]:
         """The LLM of that name: the folder of a local model, an HTTP endpoint, or recorded answers.
+
+        Args:
+            recorded: the job is made for recorded answers, and says what each prompt is about.
 
         Raises:
             ExtensionError: E131 if the name is not under exactly one of ``models``, ``endpoints`` and ``recordings``,
-                E111 if the path of model or recording is missing.
+                E769 if it is a recording and the job is not made for one, or the other way round, E111 if the path of
+                model or recording is missing.
         """
         kinds: Dict[str, Mapping[str, Any]] = {
             "models": self.models,
@@ -151,6 +155,9 @@ class Site(pydantic.BaseModel):
         if len(found) != 1:
             known = ", ".join(one for names in kinds.values() for one in sorted(names)) or "nothing"
             raise ExtensionError("E131", name=name, count=len(found), known=known)
+        if (found[0] == "recordings") != recorded:
+            words = ("an LLM that reads its prompts", "a recording")
+            raise ExtensionError("E769", name=name, found=words[not recorded], asked=words[recorded])
         if found[0] == "endpoints":
             return self.endpoints[name]
         path = self.lookup(found[0], name)

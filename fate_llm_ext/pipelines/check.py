@@ -190,8 +190,9 @@ class _Checker:
             value = getattr(values.get(name), field, None) if field else values.get(name)
             where = located[name][1] + (field and f".{field}") if value is not None else ""
             kind = next((kind for type, kind in _KINDS.items() if isinstance(value, type)), None)
-            if kind:
-                problems += self._lookup(kind, value.name, f"{where}.name", party)
+            if kind and value is not None:
+                recorded = getattr(values.get("rationale"), "recorded", False)
+                problems += self._lookup(kind, value.name, f"{where}.name", party, recorded)
             if field and isinstance(value, str):
                 problems += self._lookup("public", value, where, party)
             if isinstance(value, LLMConfig) and value.adapter is not None:
@@ -222,13 +223,13 @@ class _Checker:
     def _site_of(self, party: Party) -> Optional[Site]:
         return (self.sites or {}).get(party.key) or (self.sites or {}).get("")
 
-    def _lookup(self, kind: str, name: str, where: str, party: Party) -> List[Problem]:
+    def _lookup(self, kind: str, name: str, where: str, party: Party, recorded: bool = False) -> List[Problem]:
         site = self._site_of(party)
         if site is None:
             return []
         try:
             if kind == "llm":
-                site.lookup_llm(name)
+                site.lookup_llm(name, recorded)
             else:
                 site.lookup(kind, name)
         except ExtensionError as error:

@@ -198,6 +198,8 @@ def test_one_bad_value_in_each_group_is_said_at_once(tmp_path: Path) -> None:
         ({"student": None}, ["E670", "guest", "student"]),
         ({"llm": None}, ["E670", "arbiter", "llm"]),
         ({"llm": {"name": "gpt"}}, ["E131", "'gpt'"]),
+        ({"rationale": {"recorded": True}}, ["E769", "asks for a recording"]),
+        ({"rationale": {"answer": "the answer"}}, ["has no group for the answer"]),
         ({"rationale": {"prompt": "{{ qestion }}"}}, ["E209", "rationale.prompt", "qestion"]),
         ({"rationale": {"prompt": "{{ choices | join }}"}}, ["E700", "rationale.prompt", "question"]),
         ({"rationale": {"prompt": "Say something."}}, ["E209", "rationale.prompt", "question"]),

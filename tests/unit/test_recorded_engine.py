@@ -110,13 +110,13 @@ def test_a_folder_without_a_recording(tmp_path: Path) -> None:
 def test_the_site_names_it(tmp_path: Path) -> None:
     recording(tmp_path / "palm", guest_1=["a"])
     site = Site(root=str(tmp_path), recordings={"palm": "palm", "gone": "x", "both": "palm"}, models={"both": "palm"})
-    assert site.lookup_llm("palm") == Recording(tmp_path / "palm")
+    assert site.lookup_llm("palm", recorded=True) == Recording(tmp_path / "palm")
     with open_engine(site, LLMConfig(name="palm"), torch.device("cpu"), recorded=True) as engine:
         assert isinstance(engine, RecordedEngine)
         assert engine.name == "palm"
     for name, code in (("gone", "E111"), ("both", "E131"), ("other", "E131")):
         with pytest.raises(ExtensionError, match=code):
-            site.lookup_llm(name)
+            site.lookup_llm(name, recorded=True)
     with pytest.raises(ExtensionError, match="E410"):
         open_engine(site, LLMConfig(name="palm", adapter="a"), torch.device("cpu"), recorded=True)
 

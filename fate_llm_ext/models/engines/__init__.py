@@ -38,10 +38,7 @@ def open_engine(
             does not answer rightly; E418 a recording holds no answers; E769 it is a recording and the job is not made
             for one, or the other way round.
     """
-    found = site.lookup_llm(config.name)
-    if isinstance(found, Recording) != recorded:
-        kinds = ("an LLM that reads its prompts", "a recording")
-        raise ExtensionError("E769", name=config.name, found=kinds[not recorded], asked=kinds[recorded])
+    found = site.lookup_llm(config.name, recorded)
     if isinstance(found, Path):
         adapter = None if config.adapter is None else site.lookup("models", config.adapter)
         heartbeat("loading the LLM")
