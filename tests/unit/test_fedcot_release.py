@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from fate_llm_ext.algo.fedcot.config import FedCoTConfig
 from fate_llm_ext.algo.fedcot.guarantees import guarantee_text
-from fate_llm_ext.algo.fedcot.release import plan
+from fate_llm_ext.algo.fedcot.release import guarantee, plan
 from fate_llm_ext.algo.private import Planned, charge, refuse_early, statement
 from fate_llm_ext.cli.main import main
 from fate_llm_ext.errors import ExtensionError
@@ -63,6 +63,10 @@ def test_what_each_strategy_charges(strategy: str, expected: Any) -> None:
     assert found.release.recipients == tuple(OTHERS)
     assert found.delta == (default_delta(2000) if isinstance(expected, LocalDP) else None)
     assert found.release.private is isinstance(expected, LocalDP)
+    if found.delta is None:
+        assert guarantee(found) == (math.inf, 1.0)
+    else:
+        assert guarantee(found) == (epsilon((expected,), found.delta), found.delta)
 
 
 @pytest.mark.parametrize(("words", "word"), [(1, 3.0), (10, 0.1), (64, 0.5), (64, 4.0)])
@@ -98,6 +102,7 @@ def test_a_generator_was_paid_for_when_it_was_made(tmp_path: Path) -> None:
     assert found.release.private
     assert found.delta == 1e-5
     assert epsilon(found.release.mechanisms, 1e-5) == 0.0
+    assert guarantee(found) == (8.0, 1e-5), "what is said of the texts is what the generator has"
     paid = Planned(Release("fdkt", "1", "texts", tuple(OTHERS), (PoissonGaussian(0.1, 1.0, 20),)), 1e-5)
     room = site(tmp_path, 8.0)
     before = charge(room, DATA, paid)

@@ -6,8 +6,7 @@ alone.
 
 from __future__ import annotations
 
-import math
-from typing import Any, List, Tuple, Type
+from typing import Any, List, Type
 
 import numpy as np
 
@@ -43,14 +42,6 @@ class Arbiter:
         recorded, heartbeat = config.rationale.recorded, party.channel.heartbeat
         self._engine = open_engine(party.site, config.llm, party.device, recorded=recorded, heartbeat=heartbeat)
         self._clients: List[Agreed] = []
-
-    @property
-    def guarantee(self) -> Tuple[float, float]:
-        """ε and δ that hold for every record of every client, as the clients say."""
-        return (
-            max((one.epsilon for one in self._clients), default=math.inf),
-            max((one.delta for one in self._clients), default=1.0),
-        )
 
     def agree(self) -> None:
         """Handshake with the clients."""

@@ -22,7 +22,7 @@ from fate_llm_ext.algo.fedcot.prompts import Prompts
 from fate_llm_ext.algo.fedcot.protocol import Explained, Proxies, Questions, Rationales
 from fate_llm_ext.algo.fedcot.quality import select
 from fate_llm_ext.algo.fedcot.questions import Outgoing
-from fate_llm_ext.algo.fedcot.release import plan
+from fate_llm_ext.algo.fedcot.release import guarantee, plan
 from fate_llm_ext.algo.fedcot.strategies import (
     Asked,
     Clear,
@@ -135,11 +135,7 @@ class Client:
     def agree(self) -> None:
         """Handshake with the arbiter."""
         self._party.phase("", "waiting for the arbiter")
-        from fate_llm_ext.privacy.accountants import epsilon
-
-        delta = self.planned.delta
-        cost = epsilon(self.planned.release.mechanisms, delta or 0.5)
-        greet(self._channel, self._party.config, (cost, delta or 1.0), self.outgoing.choices)
+        greet(self._channel, self._party.config, guarantee(self.planned), self.outgoing.choices)
 
     def learn(self) -> None:
         """What the strategy learns from public prompts."""

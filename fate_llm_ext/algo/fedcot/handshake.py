@@ -22,7 +22,7 @@ class Agreed:
 
     Attributes:
         choices: the client's public list of answers; empty if each of its rows has its own.
-        epsilon: what its release will cost, ``inf`` without differential privacy.
+        epsilon: per record, of what it will release; ``inf`` without differential privacy.
         delta: at this δ.
         proxies: it will ask about public prompts first.
     """
@@ -34,13 +34,11 @@ class Agreed:
     proxies: bool
 
 
-def greet(
-    channel: Channel, config: FedCoTConfig, guarantee: Tuple[float, float], choices: Sequence[str]
-) -> Welcome:
+def greet(channel: Channel, config: FedCoTConfig, guarantee: Tuple[float, float], choices: Sequence[str]) -> Welcome:
     """A client introduces itself.
 
     Args:
-        guarantee: ε and δ of what it will release.
+        guarantee: ε and δ of what it will release, per record.
         choices: the task's closed list of answers.
     """
     epsilon, delta = guarantee

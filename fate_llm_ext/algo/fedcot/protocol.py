@@ -44,7 +44,7 @@ class Hello(WireMessage):
 
     Attributes:
         parameters: what has to be the same at both ends, as text.
-        epsilon: what its part of the job will cost per record; -1 stands for infinity.
+        epsilon: per record, of what it will release; -1 stands for infinity.
         delta: at this δ.
         choices: the task's closed list of answers, for the prompts of the LLM; empty if each row has its own.
         proxies: whether it will ask about public prompts first.

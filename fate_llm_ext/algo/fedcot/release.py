@@ -51,3 +51,15 @@ def plan(
         return Planned(release)
     own = isinstance(chosen, PostProcessing) and chosen.delta
     return Planned(release, own or default_delta(max(2, data.records)))
+
+
+def guarantee(planned: Planned) -> Tuple[float, float]:
+    """ε and δ of what leaves, per record; (inf, 1) without a guarantee. A generator's texts have the generator's."""
+    from fate_llm_ext.privacy.accountants import epsilon
+
+    (chosen,) = planned.release.mechanisms
+    if planned.delta is None:
+        return math.inf, 1.0
+    if isinstance(chosen, PostProcessing):
+        return chosen.epsilon, chosen.delta
+    return epsilon(planned.release.mechanisms, planned.delta), planned.delta
