@@ -135,6 +135,47 @@ def host_fails(channel: Channel) -> Outcome:
     return {}
 
 
+def host_fails_and_is_left_out(channel: Channel) -> Outcome:
+    """One host fails while the arbiter waits for the guest; the arbiter then serves those who are left."""
+    if channel.local == "host 10000":
+        channel.send(channel.peers[0], numbers("hello"), 0)
+        time.sleep(0.5)
+        raise ExtensionError("E402", folder="models/slm", reason="config.json is missing")
+    if not channel.is_arbiter:
+        channel.send(channel.peers[0], numbers("hello"), 0)
+        time.sleep(1.5 if channel.local == "guest 9999" else 0.0)
+        channel.send(channel.peers[0], numbers("question"), 1)
+        return {"answer": channel.receive(channel.peers[0], Numbers, 1).label}
+    channel.receive_all(Numbers, 0)
+    channel.tolerate()
+    for name in ("guest 9999", "host 10000", "host 10001"):
+        peer = next((one for one in channel.peers if one.name == name), None)
+        if peer is not None:
+            channel.receive(peer, Numbers, 1)
+            channel.send(peer, numbers(f"for {name}"), 1)
+    return {"served": [peer.name for peer in channel.peers]}
+
+
+def awaited_host_fails(channel: Channel) -> Outcome:
+    """The arbiter waits for the very host that fails: whoever waits decides."""
+    if channel.local == "host 10000":
+        time.sleep(0.5)
+        raise ExtensionError("E402", folder="models/slm", reason="config.json is missing")
+    if not channel.is_arbiter:
+        channel.send(channel.peers[0], numbers("hello"), 0)
+        channel.receive(channel.peers[0], Numbers, 0)
+        return {}
+    channel.tolerate()
+    for peer in list(channel.peers):
+        try:
+            channel.receive(peer, Numbers, 0)
+            channel.send(peer, numbers("thanks"), 0)
+        except ExtensionError as error:
+            channel.leave_out(peer, f"{error.code} {error.facts['party']}")
+            channel.leave_out(peer, "again")
+    return {}
+
+
 def fails_at_once(channel: Channel) -> Outcome:
     """A party that raises before its first message."""
     if channel.local == "host 10001":
@@ -333,7 +374,7 @@ def party_process(party: Any, pipe: Any, folder: str) -> None:
                 own += [fails] if channel.local == "host 10000" and scenario == "the_host_fails_for_itself" else []
                 outcome.update(globals()[scenario](channel))
             ends = [(peer.sent, peer.received) for peer in channel.peers]
-            outcome.update(ends=ends, left=[peer.inbox.qsize() for peer in channel.peers])
+            outcome.update(ends=ends, left=[peer.inbox.qsize() for peer in channel.peers], lost=channel.lost)
         except ExtensionError as error:
             outcome.update(error=error.code, facts=error.facts, text=str(error))
         except BaseException as error:  # noqa: BLE001 - the test judges it
@@ -474,6 +515,29 @@ def test_closing_gives_up_with_a_line_in_the_log(parties: Parties) -> None:
     assert arbiter["seconds"] < 3
     (line,) = [line for line in arbiter["log"] if "without the goodbye" in line]
     assert "guest 9999 (silent for 1 s)" in line
+    assert arbiter["lost"]["guest 9999"] == "silent for 1 s"
+
+
+def test_a_party_that_drops_out_can_be_left_out(parties: Parties) -> None:
+    """The arbiter and the others go on and come to a good end; nobody hears of it."""
+    outcomes = parties.run(host_fails_and_is_left_out, heartbeat_seconds=0.1)
+    assert outcomes.pop(HOST)["error"] == "E402"
+    fine(outcomes)
+    assert outcomes[ARBITER]["served"] == ["guest 9999", "host 10001"]
+    assert set(outcomes[ARBITER]["lost"]) == {"host 10000"}
+    assert outcomes[ARBITER]["lost"]["host 10000"].startswith("E402 while ")
+    assert "models/slm" not in outcomes[ARBITER]["lost"]["host 10000"]
+    for client in (GUEST, HOST2):
+        assert outcomes[client]["answer"] == f"for {client[0]} {client[1]}"
+        assert outcomes[client]["lost"] == {}
+        assert outcomes[client]["left"] == [0]
+
+
+def test_a_party_that_is_waited_for_is_not_left_out_unasked(parties: Parties) -> None:
+    outcomes = parties.run(awaited_host_fails, heartbeat_seconds=0.1)
+    assert outcomes.pop(HOST)["error"] == "E402"
+    fine(outcomes)
+    assert outcomes[ARBITER]["lost"] == {"host 10000": "E303 host 10000"}, "once"
 
 
 def test_a_silent_party_is_named_with_what_it_last_did(parties: Parties) -> None:
