@@ -6,7 +6,8 @@ The attacker knows all that is public: mechanism, vocabulary, vectors, the langu
 ``attack_nearest_10``  the true word is among the 10 nearest to the one that left: a hint, no guess.
 ``attack_bayes``       argmax over x of p(x) P(y|x), the best guess from one word alone.
 ``attack_bag``         the word left somewhere in its record, for a strategy that may move words about.
-``attack_infill``      argmax of P(y|x) P(x between its neighbours as they left), over the most probable x.
+``attack_infill``      argmax of P(y|x) P(x between its neighbours as they left), over the most probable x; P is half
+                       the language model's, half p(x).
 ``attack_prior``       always the most probable word, without a look at the questions: what no mechanism can prevent.
 
 Each is a share of the attacked words that the vocabulary has (``attack_words``), with ``_low`` and ``_high`` of its
@@ -20,6 +21,7 @@ from __future__ import annotations
 from typing import Callable, Dict, List, Optional, Tuple
 
 import numpy as np
+from scipy.special import log_softmax
 
 from fate_llm_ext.algo.fedcot.attacks.infill import Infiller
 from fate_llm_ext.algo.fedcot.attacks.inversion import (
@@ -123,22 +125,37 @@ def _guesses(
             guesses["bayes"] = probable.words[places, 0]
     if "infill" in config.methods:
         assert infiller is not None  # the caller's part
-        guesses["infill"] = _between_neighbours(sample, probable, places, infiller, heartbeat)
+        guesses["infill"] = _between_neighbours(sample, probable, places, prior, infiller, heartbeat)
     return guesses, near
 
 
 def _between_neighbours(
-    sample: Sample, probable: Candidates, places: np.ndarray, infiller: Infiller, heartbeat: Heartbeat
+    sample: Sample,
+    probable: Candidates,
+    places: np.ndarray,
+    prior: np.ndarray,
+    infiller: Infiller,
+    heartbeat: Heartbeat,
 ) -> np.ndarray:
     """For each place the candidate that explains what was seen there, and fits between what was seen around it."""
     words, likelihood = probable.words[places], probable.log_likelihood[places]
     where = (sample.records, sample.owners, sample.places)
-    rough = likelihood + infiller.scan(*where, words, heartbeat)
+    rough = likelihood + _mixed(infiller.scan(*where, words, heartbeat), prior[words])
     short = np.argsort(-rough, axis=1, kind="stable")[:, :SHORTLIST]
     words, likelihood = np.take_along_axis(words, short, 1), np.take_along_axis(likelihood, short, 1)
-    best = np.argmax(likelihood + infiller.scores(*where, words, heartbeat), axis=1)
-    guesses: np.ndarray = words[np.arange(len(words)), best]
+    exact = likelihood + _mixed(infiller.scores(*where, words, heartbeat), prior[words])
+    guesses: np.ndarray = words[np.arange(len(words)), np.argmax(exact, axis=1)]
     return guesses
+
+
+def _mixed(fits: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """log of half the language model's probability among the candidates and half the prior's, float64 [n, K].
+
+    The neighbours are not the true ones, so a language model is often sure of something wrong.
+    """
+    half = np.log(prior / prior.sum(axis=1, keepdims=True))
+    mixed: np.ndarray = np.logaddexp(log_softmax(fits, axis=1), half) - np.log(2.0)
+    return mixed
 
 
 def _figures(
