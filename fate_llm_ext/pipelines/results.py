@@ -130,7 +130,7 @@ class ResultTable:
         """A cell for people: a share as per cent (a difference in points), anything else with four digits."""
         if cell is None:
             return "-"
-        share = self.metric == "accuracy" or self.metric.endswith(("_accuracy", "_share"))
+        share = self.metric == "accuracy" or self.metric.endswith(("_accuracy", "_share", "_success"))
         sign = "+" if self.paired and cell.mean > 0 else ""
         spread = "" if cell.spread is None else f" ± {_number(cell.spread, share)}"
         unit = (" points" if self.paired else " %") if share else ""
@@ -158,22 +158,36 @@ def require_one_job(runs: Sequence[Path]) -> Dict[Path, str]:
     Raises:
         ExtensionError: E531 a directory is no run, E532 it is given twice, E533 the jobs differ.
     """
-    status: Dict[Path, str] = {}
+    jobs = read_jobs(runs)
+    first = next(iter(jobs.values()), {})
+    for run, job in jobs.items():
+        if job != first:
+            where, one, other = next(differences(first, job))
+            raise ExtensionError("E533", first=runs[0], second=run, where=where, one=one, other=other)
+    return {run: how_it_ended(run) for run in runs}
+
+
+def read_jobs(runs: Sequence[Path]) -> Dict[Path, Dict[str, Any]]:
+    """The job of each run, without its seeds.
+
+    Raises:
+        ExtensionError: E531 a directory is no run, E532 it is given twice.
+    """
+    jobs: Dict[Path, Dict[str, Any]] = {}
     seen: Dict[Path, Path] = {}
-    first: Dict[str, Any] = {}
     for run in runs:
         if not (run / "dag.yaml").is_file():
             raise ExtensionError("E531", path=run)
         if run.resolve() in seen:
             raise ExtensionError("E532", path=run, runs=len(runs))
-        job = _without_seeds(read_document(run / "dag.yaml")[0])
-        first = first or job
-        if job != first:
-            where, one, other = next(_differences(first, job, ""))
-            raise ExtensionError("E533", first=runs[0], second=run, where=where, one=one, other=other)
+        jobs[run] = _without_seeds(read_document(run / "dag.yaml")[0])
         seen[run.resolve()] = run
-        status[run] = str(read_job(run).get("status", "still running, or killed"))
-    return status
+    return jobs
+
+
+def how_it_ended(run: Path) -> str:
+    """A run's outcome, ``success`` or another word."""
+    return str(read_job(run).get("status", "still running, or killed"))
 
 
 def _without_seeds(node: Any) -> Any:
@@ -182,11 +196,11 @@ def _without_seeds(node: Any) -> Any:
     return [_without_seeds(value) for value in node] if isinstance(node, list) else node
 
 
-def _differences(one: Any, other: Any, path: str) -> Iterator[Tuple[str, Any, Any]]:
+def differences(one: Any, other: Any, path: str = "") -> Iterator[Tuple[str, Any, Any]]:
     """(dotted path, value, value) wherever two documents differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in dict.fromkeys([*one, *other]):
-            yield from _differences(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
+            yield from differences(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
     elif one != other:
         yield path, one, other
 

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no scripts, readable in print (dashes) and in dark mode (CSS classes)."""
+"""Line and scatter charts as inline SVG: no scripts, readable in print (dashes) and in dark mode (CSS classes)."""
 
 from __future__ import annotations
 
@@ -21,31 +21,129 @@ class Line:
     style: int
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A point of a scatter chart, and how far it spreads either way: ``style`` picks colour and shape."""
+
+    name: str
+    note: str
+    x: float
+    y: float
+    x_spread: float
+    y_spread: float
+    style: int
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Axes: from values to places on the drawing."""
+
+    width: int
+    height: int
+    left: int
+    bottom: int
+    x_ticks: Sequence[float]
+    y_ticks: Sequence[float]
+    x_range: Tuple[float, float]
+    y_range: Tuple[float, float]
+
+    def place(self, x: float, y: float) -> Tuple[float, float]:
+        (x_low, x_high), (y_low, y_high) = self.x_range, self.y_range
+        across = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
+        up = (y - y_low) / (y_high - y_low) if y_high > y_low else 0.5
+        return (
+            self.left + across * (self.width - self.left - _RIGHT),
+            self.height - self.bottom - up * (self.height - self.bottom - _TOP),
+        )
+
+    def draw(self, x_texts: Sequence[str], y_texts: Sequence[str]) -> List[str]:
+        """Grid lines and the ticks' texts."""
+        parts = []
+        for tick, text in zip(self.y_ticks, y_texts):
+            _, y = self.place(self.x_range[0], tick)
+            parts.append(f'<line class="grid" x1="{self.left}" x2="{self.width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text x="{self.left - 5}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
+        for tick, text in zip(self.x_ticks, x_texts):
+            x, y = self.place(tick, self.y_range[0])
+            parts.append(f'<text x="{x:.1f}" y="{y + 16:.0f}" text-anchor="middle">{text}</text>')
+        return parts
+
+
 def line_chart(lines: Sequence[Line], y_range: Tuple[float, float], share: bool, x_label: str = "round") -> str:
     """SVG text. ``y_range`` is given so that charts of several parties share their axis."""
     xs = [x for line in lines for x, _ in line.points]
-    x_ticks = _x_ticks(min(xs), max(xs))
-    x_low, x_high = min(*xs, x_ticks[0]), max(*xs, x_ticks[-1])
-    y_ticks = nice_ticks(*y_range)
-    y_low, y_high = min(y_ticks[0], y_range[0]), max(y_ticks[-1], y_range[1])
-
-    def place(x: float, y: float) -> Tuple[float, float]:
-        across = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
-        up = (y - y_low) / (y_high - y_low) if y_high > y_low else 0.5
-        return _LEFT + across * (WIDTH - _LEFT - _RIGHT), HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM)
-
+    x_ticks, y_ticks = _x_ticks(min(xs), max(xs)), nice_ticks(*y_range)
+    frame = _Frame(WIDTH, HEIGHT, _LEFT, _BOTTOM, x_ticks, y_ticks, _hull(x_ticks, xs), _hull(y_ticks, y_range))
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" xmlns="http://www.w3.org/2000/svg">']
-    for tick in y_ticks:
-        _, y = place(x_low, tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{number(tick, share)}</text>')
-    for tick in x_ticks:
-        x, _ = place(tick, y_low)
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{tick:g}</text>')
+    parts += frame.draw([f"{tick:g}" for tick in x_ticks], [number(tick, share) for tick in y_ticks])
     parts.append(f'<text x="0" y="{HEIGHT - 8}">{escape(x_label)}</text>')
     for line in lines:
-        parts += _draw(line, [place(x, y) for x, y in line.points], share)
+        parts += _draw(line, [frame.place(x, y) for x, y in line.points], share)
     return "".join([*parts, "</svg>"])
+
+
+def scatter_chart(marks: Sequence[Mark], title: str, x_label: str, y_label: str, share: bool) -> str:
+    """SVG text: a mark for each point, of equal names joined by a line in the order given; x is a share from 0 on.
+
+    Args:
+        title: what a screen reader says of the whole.
+        share: whether y is one, too.
+    """
+    lows, highs = [one.y - one.y_spread for one in marks], [one.y + one.y_spread for one in marks]
+    x_range, y_range = (0.0, max(one.x + one.x_spread for one in marks)), (min(lows), max(highs))
+    x_ticks, y_ticks = nice_ticks(*x_range), nice_ticks(*y_range)
+    width, height = 2 * WIDTH, 2 * HEIGHT
+    frame = _Frame(width, height, 58, 44, x_ticks, y_ticks, _hull(x_ticks, x_range), _hull(y_ticks, y_range))
+    text = escape(title)
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{text}" xmlns="http://www.w3.org/2000/svg">']
+    parts.append(f"<title>{text}</title>")
+    parts += frame.draw([number(tick, True) for tick in x_ticks], [number(tick, share) for tick in y_ticks])
+    parts.append(f'<text x="{width // 2}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>')
+    middle = height // 2
+    parts.append(f'<text transform="rotate(-90 10 {middle})" x="10" y="{middle}" text-anchor="middle">')
+    parts.append(f"{escape(y_label)}</text>")
+    for name in dict.fromkeys(one.name for one in marks):
+        own = [one for one in marks if one.name == name]
+        path = " ".join("{:.1f},{:.1f}".format(*frame.place(one.x, one.y)) for one in own)
+        parts.append(f'<polyline class="s{own[0].style % 8}" points="{path}"/>')
+        for one in own:
+            parts += _draw_mark(one, frame, share)
+    return "".join([*parts, "</svg>"])
+
+
+def shape(style: int, x: float, y: float) -> str:
+    """A mark's outline as a path: circle, square, triangle or diamond, two of each kind apart in colour."""
+    r = 4.5
+    outlines = (
+        f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z",
+        f"M{x - r:.1f} {y - r:.1f}h{2 * r}v{2 * r}h{-2 * r}z",
+        f"M{x:.1f} {y - r:.1f}l{r} {2 * r}h{-2 * r}z",
+        f"M{x:.1f} {y - r - 1:.1f}l{r + 1} {r + 1}l{-r - 1} {r + 1}l{-r - 1} {-r - 1}z",
+    )
+    return outlines[style % len(outlines)]
+
+
+def _draw_mark(mark: Mark, frame: _Frame, share: bool) -> List[str]:
+    x, y = frame.place(mark.x, mark.y)
+    style = mark.style % 8
+    parts = []
+    for across, up in ((mark.x_spread, 0.0), (0.0, mark.y_spread)):
+        if across or up:
+            x1, y1 = frame.place(max(frame.x_range[0], mark.x - across), mark.y - up)
+            x2, y2 = frame.place(mark.x + across, mark.y + up)
+            parts.append(f'<line class="bar b{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
+    said = f"{mark.name} {mark.note}".strip()
+    tip = escape(f"{said}: {number(mark.y, share)}, attack success {number(mark.x, True)}")
+    parts.append(f'<path class="m{style}" d="{shape(mark.style, x, y)}"><title>{tip}</title></path>')
+    if mark.note:
+        end = x > frame.width - 70
+        at, anchor = (x - 8, "end") if end else (x + 8, "start")
+        parts.append(f'<text x="{at:.1f}" y="{y - 6:.1f}" text-anchor="{anchor}">{escape(mark.note)}</text>')
+    return parts
+
+
+def _hull(ticks: Sequence[float], values: Sequence[float]) -> Tuple[float, float]:
+    return min(*values, ticks[0]), max(*values, ticks[-1])
 
 
 def nice_ticks(low: float, high: float) -> List[float]:

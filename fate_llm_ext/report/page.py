@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from fate_llm_ext.pipelines.results import ResultTable, party_order, read_events, read_job, result_tables
+from fate_llm_ext.pipelines.studies import JobRuns
 from fate_llm_ext.report import privacy, series
+from fate_llm_ext.report.utility import utility_plots
 
 
-def write_report(runs: Sequence[Path], target: Path) -> Path:
+def write_report(runs: Sequence[Path], target: Path, jobs: Sequence[JobRuns] = ()) -> Path:
     """Write the report of one run, or of several runs of one job (seeds), failed ones included.
 
     Args:
         runs: run directories.
         target: the HTML file.
+        jobs: the same runs by job, where they are of several: result tables for each job.
 
     Returns:
         The absolute path of the file.
@@ -27,11 +30,14 @@ def write_report(runs: Sequence[Path], target: Path) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    events = [read_events(run) for run in runs]
-    views = [_run_view(run, found) for run, found in zip(runs, events)]
+    events = {run: read_events(run) for run in runs}
+    groups = [(job.label, [events[run] for run in job.runs]) for job in jobs] or [("", list(events.values()))]
+    views = [_run_view(run, found) for run, found in events.items()]
     page = environment.get_template("template.html.jinja").render(
         runs=views,
-        tables=[_table_view(table) for table in result_tables(events)],
+        jobs=len(groups),
+        plots=utility_plots([found for _, found in groups]),
+        tables=[_table_view(table, label) for label, found in groups for table in result_tables(found)],
         title=Path(views[0]["job"].get("dag", "job")).parent.name or "job",
     )
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -91,12 +97,12 @@ def _facts(run: Path, job: Dict[str, Any]) -> List[Any]:
     return [fact for fact in facts if fact[1]]
 
 
-def _table_view(table: ResultTable) -> Dict[str, Any]:
+def _table_view(table: ResultTable, label: str) -> Dict[str, Any]:
     rows = [
         (series.label(party), [table.text(cells.get(arm)) for arm in table.arms]) for party, cells in table.rows.items()
     ]
     return {
-        "task": table.task,
+        "task": f"{table.task}: {label}" if label else table.task,
         "metric": table.title.replace("_", " "),
         "arms": table.titles,
         "rows": rows,
