@@ -28,6 +28,7 @@ from fate_llm_ext.algo.fedcot.strategies import (
     Scene,
     WordByWord,
     about_records,
+    first_words,
     put_together,
     units_of,
 )
@@ -98,10 +99,7 @@ class Adaptive(WordByWord):
         generator = np.random.default_rng(derived_seed(config.seed, _PERTURBING))  # nothing private is perturbed here
         drawn = self._perturber.draw([one for record in units for one in record.values()], generator)
         perturbed, _ = put_together(scene.outgoing, units, drawn)
-        clear = [
-            scene.outgoing.render({name: _first(fields[name], len(own)) for name, own in record.items()})
-            for fields, record in zip(self._proxies.fields, units)
-        ]
+        clear = [scene.outgoing.render(first_words(one, config.question.max_words)) for one in self._proxies.fields]
         scene.party.phase("fedcot", "waiting for rationales for public prompts")
         found = scene.explained([*clear, *perturbed])
         pairs = balanced(
@@ -222,11 +220,6 @@ def _parts(text: str, fields: int) -> Tuple[str, ...]:
     """What the SLM wrote for each field; nothing for those that it left out, and what it adds goes."""
     parts = text.split(BETWEEN)[:fields]
     return (*parts, *[""] * (fields - len(parts)))
-
-
-def _first(text: str, words: int) -> str:
-    """The first words of a text."""
-    return " ".join(text.split()[:words])
 
 
 def _key(fields: Dict[str, str]) -> str:

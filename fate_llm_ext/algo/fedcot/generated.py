@@ -19,7 +19,7 @@ from fate_llm_ext.algo.control import Records
 from fate_llm_ext.algo.fdkt.config import ValidityConfig
 from fate_llm_ext.algo.fdkt.generator import load_generator, read_generator, sample_valid
 from fate_llm_ext.algo.fedcot.inputs import text_field
-from fate_llm_ext.algo.fedcot.strategies import Asked, Scene, Strategy
+from fate_llm_ext.algo.fedcot.strategies import Asked, Scene, Strategy, first_words
 from fate_llm_ext.algo.party import derived_seed
 from fate_llm_ext.algo.synthesis import code_counts
 from fate_llm_ext.config import ModelConfig
@@ -107,13 +107,8 @@ class Generated(Strategy):
         party.metrics.log("fedcot", 0, "texts", len(records))
         for reason, count in dropped.items():
             party.metrics.log("fedcot", 0, f"texts_dropped_{reason}", count)
-        return Records(records.codes, [_cut(text, config.question.max_words) for text in records.texts])
-
-
-def _cut(text: str, words: int) -> str:
-    """The text, or its first words if it has more."""
-    first = text.split(maxsplit=words)
-    return text if len(first) <= words else " ".join(first[:words])
+        limit, field = config.question.max_words, self._field
+        return Records(records.codes, [first_words({field: text}, limit)[field] for text in records.texts])
 
 
 def _answer(template: Template, label: str) -> Optional[str]:
