@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +23,7 @@ from fate_llm_ext.algo.fedcot.prompts import Prompts, shown, shown_in_predict
 from fate_llm_ext.config import TaskConfig
 from fate_llm_ext.errors import ExtensionError
 
+ROOT = Path(__file__).parents[2]
 SHOTS = [
     {"question": "Where do apples grow?\n(a) sea\n(b) tree", "rationale": "Apples are fruit.", "answer": "(b)"},
     {"question": "Q: What barks?\n\n(a) dog\n", "rationale": "Dogs\nbark.", "answer": "(a)"},
@@ -49,6 +53,19 @@ def test_the_default_prompt_of_decoding() -> None:
         "Question: tree of what\nReason: Trees Question: obey bear\n\nQuestion: Where?\nA. sea\nAnswer:\nReason:"
     )
     assert PROMPTS.decode_stop == ("\n\n", "\nQuestion:", "\nReason:")
+
+
+def test_the_prompt_for_a_server_that_only_chats() -> None:
+    """The example in the documentation."""
+    _, found, behind = (ROOT / "docs/engines.md").read_text().partition("    rationale:\n")
+    block = "".join(itertools.takewhile(lambda line: line.startswith("    ") or line == "\n", behind.splitlines(True)))
+    config = RationaleConfig(**yaml.safe_load(found + block)["rationale"], demonstrations=SHOTS)
+    got = Prompts(config, DecodingConfig()).llm("What falls?\nReasons: obey\n\nQuestion: mine", ())
+    assert config.stop == []
+    assert got.startswith(
+        "Question: Where do apples grow?\n(a) sea\n(b) tree\nReasons: Apples are fruit. So the answer"
+    )
+    assert got.endswith("\n\nQuestion: What falls?\nobey\nmine")
 
 
 def test_choices_are_lines_too() -> None:
