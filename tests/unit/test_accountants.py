@@ -19,7 +19,15 @@ from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.privacy import accountants
 from fate_llm_ext.privacy.accountants import Accountant, check_delta, default_delta, epsilon, noise_multiplier, version
 from fate_llm_ext.privacy.composition import Composition, _on_grid, gaussian_epsilon, prv_epsilon, pure_atoms
-from fate_llm_ext.privacy.events import Gaussian, Mechanism, NonPrivate, PoissonGaussian, PureDP
+from fate_llm_ext.privacy.events import (
+    Gaussian,
+    LocalDP,
+    Mechanism,
+    NonPrivate,
+    PoissonGaussian,
+    PostProcessing,
+    PureDP,
+)
 
 ALL: Tuple[Accountant, ...] = ("prv", "rdp", "pld")
 
@@ -187,8 +195,27 @@ def test_corners(accountant: Accountant) -> None:
     assert cost() == cost(*free) == 0.0
     assert cost(*free, Gaussian(3.0)) == cost(Gaussian(3.0))
     assert cost(PoissonGaussian(1.0, 3.0, 4)) == cost(Gaussian(3.0, count=4)) == pytest.approx(cost(Gaussian(1.5)))
-    for endless in (PoissonGaussian(0.01, 0.0, 1), Gaussian(0.0), PureDP(math.inf), NonPrivate()):
+    for endless in (PoissonGaussian(0.01, 0.0, 1), Gaussian(0.0), PureDP(math.inf), LocalDP(math.inf, 1), NonPrivate()):
         assert cost(Gaussian(3.0), endless) == math.inf
+
+
+@pytest.mark.parametrize("accountant", ["prv", "pld", "rdp"])
+def test_words_cost_as_many_pure_mechanisms(accountant: Accountant) -> None:
+    for word, words in ((0.05, 200), (1.0, 64), (12.0, 64), (300.0, 1000)):
+        cost = epsilon([LocalDP(word, words)], 1e-5, accountant)
+        assert cost == epsilon([PureDP(word, words)], 1e-5, accountant)
+        assert 0 < cost <= word * words
+    both: List[Mechanism] = [PoissonGaussian(0.01, 1.0, 100), LocalDP(0.1, 4)]
+    assert epsilon(both, 1e-5, accountant) > epsilon(both[:1], 1e-5, accountant)
+    assert epsilon([LocalDP(1.0, 0)], 1e-5, accountant) == 0.0
+
+
+@pytest.mark.parametrize("accountant", ["prv", "pld", "rdp"])
+def test_post_processing_is_free_and_not_of_what_is_not_private(accountant: Accountant) -> None:
+    paid: List[Mechanism] = [PoissonGaussian(0.01, 1.0, 100)]
+    assert epsilon([PostProcessing(3.0, 1e-5)], 1e-5, accountant) == 0.0
+    assert epsilon([*paid, PostProcessing(3.0, 1e-5)], 1e-5, accountant) == epsilon(paid, 1e-5, accountant)
+    assert epsilon([*paid, PostProcessing(math.inf, 1e-5)], 1e-5, accountant) == math.inf
 
 
 def test_where_prv_cannot_compute_the_looser_bound_counts(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,9 +18,11 @@ from fate_llm_ext.data.datasets import read_rows, write_jsonl
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.privacy.events import (
     Gaussian,
+    LocalDP,
     Mechanism,
     NonPrivate,
     PoissonGaussian,
+    PostProcessing,
     PureDP,
     Release,
     check_mechanism,
@@ -35,6 +37,8 @@ mechanisms = st.one_of(
     st.builds(PoissonGaussian, st.floats(0, 1), amount, times),
     st.builds(Gaussian, amount, times),
     st.builds(PureDP, amount, times),
+    st.builds(LocalDP, amount, times),
+    st.builds(PostProcessing, amount, st.floats(0, 1)),
     st.just(NonPrivate()),
 )
 
@@ -53,6 +57,8 @@ def test_there_and_back_through_json(mechanism: Mechanism) -> None:
         {"kind": "gaussian", "noise_multiplier": 1.0, "sensitivity": 2.0},
         {"kind": None},
         {"kind": "non_private", "epsilon": 1.0},
+        {"kind": "local", "epsilon": 1.0},
+        {"kind": "post_processing", "epsilon": 1.0},
     ],
 )
 def test_what_is_no_known_mechanism_is_refused(value: Dict[str, Any]) -> None:
@@ -76,6 +82,12 @@ def test_what_is_no_known_mechanism_is_refused(value: Dict[str, Any]) -> None:
         (Gaussian(1.0, -1), "count"),
         (PureDP(-1.0), "epsilon"),
         (PureDP(math.nan), "epsilon"),
+        (LocalDP(-1.0, 3), "epsilon"),
+        (LocalDP(math.nan, 3), "epsilon"),
+        (LocalDP(1.0, -1), "words"),
+        (PostProcessing(-1.0, 0.1), "epsilon"),
+        (PostProcessing(1.0, 1.5), "delta"),
+        (PostProcessing(1.0, None), "delta"),  # type: ignore[arg-type]
     ],
 )
 def test_values_that_make_no_sense_are_refused(mechanism: Mechanism, name: str) -> None:
