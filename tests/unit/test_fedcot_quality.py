@@ -162,6 +162,11 @@ def test_free_answers_are_the_same_words() -> None:
     assert not same_answer("42.5", " 42", (), "")
 
 
+def test_an_empty_option_is_not_the_next_one() -> None:
+    assert same_answer("tall tree", " B", LETTERS, "Where?\nA.\nB. tall tree")
+    assert not same_answer("tall tree", " A", LETTERS, "Where?\nA.\nB. tall tree")
+
+
 def test_options_are_found_in_forms_of_all_kinds() -> None:
     for form in ("(a) sea\n(b) tall tree", "a) sea\nb) tall tree", "A: sea\nB: tall tree"):
         assert same_answer("tall tree", " B", LETTERS, f"Where?\n{form}")

@@ -121,6 +121,7 @@ class Arbiter:
         name = client.peer.name.replace(" ", "_")
         party.metrics.log("fedcot", 0, f"{question.name}_{name}", len(message.codes))
         party.metrics.log("fedcot", 0, f"{answer.name}_{name}", len(made.texts))
+        party.metrics.log("fedcot", 0, f"{question.name}_shortened_{name}", made.shortened)
 
     def _while_served(self, client: Agreed) -> None:
         """A sign of life, as long as the client is there: nobody needs what is written for one that is not.

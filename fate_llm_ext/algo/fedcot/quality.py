@@ -125,7 +125,7 @@ def same_answer(answer: str, label: str, choices: Sequence[str], prompt: str) ->
 
 def _options(prompt: str, letters: Sequence[str]) -> Mapping[str, str]:
     """Letter -> words of the option that a line of the prompt begins with it (`D. math problem`)."""
-    found = re.finditer(r"^\W{0,3}([a-z])\s?[.):]\s*(\S.*)$", prompt, re.MULTILINE | re.IGNORECASE)
+    found = re.finditer(r"^[^\w\n]{0,3}([a-z])[^\S\n]?[.):][^\S\n]*(\S.*)$", prompt, re.MULTILINE | re.IGNORECASE)
     return {one[1].lower(): core(one[2]) for one in found if one[1].lower() in letters}
 
 
