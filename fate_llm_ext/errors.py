@@ -364,7 +364,7 @@ CATALOGUE: dict[str, ErrorKind] = {
     "E532": ErrorKind("{path} is given more than once among {runs} runs.", "Name each run once."),
     "E533": ErrorKind(
         "{first} and {second} are runs of different jobs: {where} is {one!r} and {other!r}.",
-        "Compare runs that differ in seeds or in the content of their data only.",
+        "Compare runs that differ in seeds or in the content of their data only, or jobs side by side (--study).",
     ),
     # E6xx - privacy: events and accountants 600, ledger 610, DP training 630, audit 650, DP-KD 660, commands 690 ----
     "E601": ErrorKind(

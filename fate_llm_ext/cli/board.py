@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 import time
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 import click
 
@@ -160,10 +160,15 @@ def result_lines(tables: List[Any]) -> List[str]:
         for party, cells in table.rows.items():
             name = party if " " in party else party.replace("_", " ", 1)
             rows.append([name, *(table.text(cells.get(arm)) for arm in table.arms)])
-        widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-        lines += ["", f"{table.task}: {table.title}"]
-        for row in rows:
-            cells_text = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
-            lines.append("  ".join([row[0].ljust(widths[0]), *cells_text]).rstrip())
-        lines += textwrap.wrap(table.note, 110)
+        lines += table_lines(f"{table.task}: {table.title}", rows, table.note)
     return lines
+
+
+def table_lines(title: str, rows: Sequence[Sequence[str]], note: str) -> List[str]:
+    """Aligned text of a table; the first row is its head, the first column to the left."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = ["", title]
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
+    return lines + textwrap.wrap(note, 110)

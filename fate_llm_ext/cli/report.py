@@ -42,29 +42,27 @@ def report(runs: Tuple[Path, ...], out: Optional[Path], study: bool) -> None:
 
 def show_runs(runs: Sequence[Path], page: Path, jobs: Sequence[JobRuns] = ()) -> None:
     """Print the result tables, over all runs or those of each job, and write the page."""
+    from fate_llm_ext.cli.board import result_lines, table_lines
     from fate_llm_ext.errors import ExtensionError
-    from fate_llm_ext.pipelines.results import read_events
+    from fate_llm_ext.pipelines.results import main_tables, read_events, result_tables
     from fate_llm_ext.report import privacy, write_report
+    from fate_llm_ext.report.utility import utility_plots
 
-    for job in jobs:
-        click.echo(f"{job.label or 'all runs'} ({len(job.runs)} run(s))\n")
-        _show_tables(job.runs)
-        click.echo("")
-    if not jobs:
-        _show_tables(runs)
+    events = {run: read_events(run) for run in runs}
+    groups = [[events[run] for run in job.runs] for job in jobs] or [list(events.values())]
+    for index, found in enumerate(groups):
+        if jobs:
+            click.echo(f"{jobs[index].label or 'all runs'} ({len(found)} run(s))")
+        for line in result_lines(main_tables(result_tables(found))) or ["No results yet."]:
+            click.echo(line)
+    for plot in utility_plots(groups):
+        for line in table_lines(f"{plot.task}: privacy and utility", [plot.heads, *plot.rows], plot.note):
+            click.echo(line)
     # Of several runs the last one: its ledgers hold the others' releases too.
-    for number, line in enumerate(privacy.lines(read_events(runs[-1]))):
+    for number, line in enumerate(privacy.lines(events[runs[-1]])):
         click.echo(("" if number else "\n") + line)
     try:
         written = write_report(runs, page, jobs)
     except OSError as error:
         raise ExtensionError("E530", path=page, reason=error.strerror) from error
     click.echo(f"\nReport: {written}")
-
-
-def _show_tables(runs: Sequence[Path]) -> None:
-    from fate_llm_ext.cli.board import result_lines
-    from fate_llm_ext.pipelines.results import main_tables, read_events, result_tables
-
-    for line in result_lines(main_tables(result_tables([read_events(run) for run in runs]))) or ["No results yet."]:
-        click.echo(line)

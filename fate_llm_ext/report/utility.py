@@ -14,7 +14,7 @@ ATTACK = "attack_success"
 TITLE = "Privacy and utility"
 
 _METRICS = ("accuracy", "nll_per_byte")  # the first that there is
-_STYLES = ("standalone", "fedcot", "exponential", "adaptive_exponential", "fixed_vocabulary", "metric", "dp_generator")
+_STYLES = ("standalone", "none", "exponential", "adaptive_exponential", "fixed_vocabulary", "metric", "dp_generator")
 _OTHER = 7
 
 Run = Mapping[str, Parties]  # task -> party -> events
