@@ -174,7 +174,7 @@ def test_both_tasks_have_half_of_the_loss(encoding: int, decoding: int) -> None:
 
 def test_the_slm_learns_to_rewrite(site: Site) -> None:
     """What it writes is made of words of the vocabulary far more often than before."""
-    made = adaptive(site, rows=generate_tickets(30, 77), train={**config().train.dict(), "epochs": 25})
+    made = adaptive(site, rows=generate_tickets(16, 77), train={**config().train.dict(), "epochs": 16})
     written: List[List[str]] = []
     original = made.scene.student.write
 
