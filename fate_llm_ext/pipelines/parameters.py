@@ -85,7 +85,8 @@ def check_parameters(task: Task, party: Party, whole: Any, part: Any) -> Tuple[D
             problems.append(Problem(where, ExtensionError("E121", party=party, component=whole.name)))
     seen = {problem.where for problem in problems}
     problems += [one for one in _check_together(task, party, whole.name, mapping) if one.where not in seen]
-    problems += _check_prompts(task, party, whole.name, parsed)
+    said = {str(problem.error) for problem in problems}
+    problems += [one for one in _check_prompts(task, party, whole.name, parsed) if str(one.error) not in said]
     return parsed, problems
 
 
