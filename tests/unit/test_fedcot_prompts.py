@@ -242,8 +242,8 @@ def test_without_a_valid_task_nothing_is_shown() -> None:
 
 def test_the_predict_stage_reads_for_a_rationale_only_if_asked_to() -> None:
     config = PredictConfig(task=TOPICS)
-    given = {"task": config.task, "learning": config.learning, "rationale": False}
+    given = {"task": config.task, "learning": config.learning, "explain": config.explain}
     assert [one.title for one in shown_in_predict(given, "guest", {})] == ["SLM, for the answer"]
-    both = shown_in_predict({**given, "rationale": True}, "host", {})
+    both = shown_in_predict({**given, "explain": True}, "host", {})
     assert [one.render() for one in both] == ["Predict: Article: <text>\nTopic:", "Explain: Article: <text>\nTopic:"]
     assert shown_in_predict(given, "arbiter", {}) == []

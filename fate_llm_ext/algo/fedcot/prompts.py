@@ -174,7 +174,7 @@ def shown_in_predict(parameters: Mapping[str, Any], role: str, peers: Mapping[st
     """What the SLM reads in the predict stage."""
     if role == "arbiter" or parameters.get("task") is None:
         return []
-    return _of_slm(parameters, explain=bool(parameters.get("rationale")))
+    return _of_slm(parameters, explain=bool(parameters.get("explain")))
 
 
 def _question(task: TaskConfig, question: Optional[QuestionConfig]) -> str:
