@@ -15,7 +15,6 @@ Dimensions: V words, d numbers of a vector, n inputs to draw for, M inputs to co
 
 from __future__ import annotations
 
-import itertools
 import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Dict, Iterator, Tuple, Type
@@ -180,9 +179,10 @@ class FixedVocabulary(Mechanism):
         if self._largest(utilities, low) >= target:
             return low
         found = float(brentq(lambda s: self._largest(utilities, s) - target, low, high, rtol=_SLACK / 10))
-        return next(
-            s for s in (found * (1 - _SLACK) ** i for i in itertools.count()) if self._largest(utilities, s) <= target
-        )
+        step = _SLACK
+        while found > proven and self._largest(utilities, found) > target:
+            found, step = found * (1 - step), 2 * step
+        return max(found, proven)
 
     def _largest(self, utilities: np.ndarray, scale: float) -> float:
         """The largest log-ratio over all pairs of inputs and outputs at s = ``scale``; ``utilities`` of all words."""
@@ -248,7 +248,8 @@ class Exponential(Mechanism):
         size = max(1, _CACHED // len(self.vectors))
         for rows in (slice(start, start + size) for start in range(0, len(words), size)):
             summed = self._mix(np.take_along_axis(distances[rows], nearest[rows], axis=1))
-            np.put_along_axis(found[rows], nearest[rows], np.log(summed), axis=1)
+            with np.errstate(divide="ignore"):  # an ε of some hundreds: nothing but -inf would be true
+                np.put_along_axis(found[rows], nearest[rows], np.log(summed), axis=1)
         return found
 
     def _mix(self, distances: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ def radius_law(scales: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     The law of r² = Σ (scale_j E_j)², E_j exponential, is the convolution of d laws, each on one lattice and with its
     mean kept; then it is cut into 63 parts of mass 1/64, and parts of mass 2⁻⁷, 2⁻⁸ ... 2⁻³⁶ and 2⁻³⁶ above them, each
     represented by its median. The last one is at least :data:`FARTHEST`: no word is out of reach, as in the law itself.
-    The lattice has 2¹⁴ cells up to a sum that is exceeded with less than 1e-12; few dimensions make small radii coarse.
+    The lattice has 2¹⁴ cells or more up to a sum that is exceeded with less than 1e-12.
 
     Returns:
         Radii, float64 [K], rising; how many of 2³⁶ each has, int64 [K].
@@ -62,15 +62,16 @@ def _squares(squares: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     # mean and 10 standard deviations, and one E that is as large as the largest of d is with probability 1e-17
     most = 2 * squares.sum() + 10 * math.sqrt(20 * np.square(squares).sum())
     most += squares.max() * (40 + math.log(len(squares))) ** 2
-    grid = np.arange(_CELLS) * (most / (_CELLS - 1))
-    spectrum = np.ones(_CELLS // 2 + 1, np.complex128)
+    cells = _CELLS * max(1, min(16, 64 // len(squares)))  # few dimensions: much mass close to 0
+    grid = np.arange(cells) * (most / (cells - 1))
+    spectrum = np.ones(cells // 2 + 1, np.complex128)
     for square in squares:
         roots = np.sqrt(grid / square)
         excess = 2 * square * (1 + roots) * np.exp(-roots)  # E[max(X - z, 0)]
-        mass = np.zeros(_CELLS)
+        mass = np.zeros(cells)
         slopes = np.diff(excess) / grid[1]
         mass[0], mass[1:-1] = 1 + slopes[0], np.diff(slopes)  # each X shared by its two neighbours, its mean kept
         spectrum *= np.fft.rfft(mass)
-    mass = np.clip(np.fft.irfft(spectrum, _CELLS), 0.0, None)
-    beyond = np.append(np.cumsum(mass[::-1])[::-1][1:], 0.0)
+    mass = np.clip(np.fft.irfft(spectrum, cells), 0.0, None)
+    beyond = np.cumsum(mass[::-1])[::-1] - mass / 2  # a cell's mass lies around its point
     return grid, beyond / mass.sum()
