@@ -303,6 +303,21 @@ def test_a_row_that_does_not_fit_is_nobody_elses_news(make: Callable[..., Client
     assert wire_cause(caught.value, "preparing the records") == UNTOLD_CAUSE
 
 
+def test_an_empty_table_and_a_column_that_is_not_there(make: Callable[..., Client]) -> None:
+    with pytest.raises(ExtensionError, match=r"E203 .*no rows"):
+        make([])
+    with pytest.raises(ExtensionError, match=r"body"):
+        make(rows(), task={**TASK, "columns": {"text": "body"}})
+
+
+def test_one_record_is_enough(make: Callable[..., Client]) -> None:
+    wire = Wire()
+    client = make(rows()[:1], wire, perturbation=CLEAR)
+    for step in (client.agree, client.learn, client.charge, client.ask, client.receive, client.decode):
+        step()
+    assert len(client.rationales) == 1
+
+
 def test_signs_of_life_count_no_records(make: Callable[..., Client]) -> None:
     wire = Wire()
     client = make(rows(), wire)
