@@ -64,9 +64,9 @@ class ModelConfig(Group):
 
 
 class LLMConfig(Group):
-    """The LLM that writes at the arbiter: a local model, or one behind an OpenAI-compatible HTTP server."""
+    """The LLM that writes at the arbiter: a local model, one behind an OpenAI-compatible HTTP server, or a recording."""
 
-    name: str = Field(..., description="Name under `models`, or under `endpoints`, in the party's site file.")
+    name: str = Field(..., description="Name under `models`, `endpoints` or `recordings` in the party's site file.")
     adapter: Optional[str] = Field(
         None, description="Name under `models` of a LoRA adapter of the local model; it is applied, not merged."
     )
