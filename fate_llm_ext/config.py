@@ -64,7 +64,7 @@ class ModelConfig(Group):
 
 
 class LLMConfig(Group):
-    """The LLM that writes at the arbiter: a local model, one behind an OpenAI-compatible HTTP server, or a recording."""
+    """The LLM that writes at the arbiter: a local model, one behind an OpenAI-compatible server, or a recording."""
 
     name: str = Field(..., description="Name under `models`, `endpoints` or `recordings` in the party's site file.")
     adapter: Optional[str] = Field(

@@ -11,7 +11,7 @@ from fate_llm_ext.algo.fedcot.arbiter import Arbiter
 from fate_llm_ext.algo.fedcot.checks import role_problems
 from fate_llm_ext.algo.fedcot.client import Client
 from fate_llm_ext.algo.fedcot.config import FedCoTConfig
-from fate_llm_ext.algo.fedcot.guarantees import NOT_COVERED, guarantee_text
+from fate_llm_ext.algo.fedcot.guarantees import guarantee_text, not_covered, public_facts
 from fate_llm_ext.algo.fedcot.inputs import input_problems
 from fate_llm_ext.algo.fedcot.learning import Learning
 from fate_llm_ext.algo.fedcot.strategies import FedCoTParty
@@ -117,7 +117,7 @@ def _statement(party: FedCoTParty, client: Client, attacked: Dict[str, float]) -
         client.data,
         client.planned,
         client.spending,
-        public=("the form of a question", "the vocabulary and its vectors", "the task's choices"),
+        public=public_facts(config),
         artefacts=[
             Artefact("questions", covered, why),
             Artefact("rationales as they came", covered, "the LLM's texts after the questions"),
@@ -125,7 +125,7 @@ def _statement(party: FedCoTParty, client: Client, attacked: Dict[str, float]) -
             Artefact("model", False, "trained on the private records themselves; it stays at this party"),
             Artefact("results and attacks", False, "computed from private records; they stay at this party"),
         ],
-        not_covered=NOT_COVERED,
+        not_covered=not_covered(config),
         perturbation={"strategy": how.strategy, "epsilon": how.epsilon},
         notes=guarantee_text(config),
         audit=attacked or None,

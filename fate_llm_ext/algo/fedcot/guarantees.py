@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import List
+from typing import List, Tuple
 
-from fate_llm_ext.algo.fedcot.config import FedCoTConfig
+from fate_llm_ext.algo.fedcot.config import WORD_BY_WORD, FedCoTConfig
 from fate_llm_ext.privacy.report import show_epsilon
 
-NOT_COVERED = (
-    "how many records there are, which of their fields are there, and how many words each has: they count as public",
-    "meaning that is spread over many words of a record, as far as it survives in all of them together",
-)
+COUNTS = "how many records there are, which of their fields are there, and how many words each has (they count as public)"
 
 
 def word_bound(config: FedCoTConfig) -> float:
@@ -25,6 +22,17 @@ def word_bound(config: FedCoTConfig) -> float:
     if how.strategy == "metric":
         return 2.0 * float(how.epsilon or math.inf)
     return math.inf
+
+
+def not_covered(config: FedCoTConfig) -> Tuple[str, ...]:
+    """What the questions show of the records whatever the mechanism does."""
+    return () if config.perturbation.strategy == "dp_generator" else (COUNTS,)
+
+
+def public_facts(config: FedCoTConfig) -> Tuple[str, ...]:
+    """What the strategy takes from the public."""
+    facts = ("the form of a question", "the task's choices")
+    return (*facts, "the vocabulary and its vectors") if config.perturbation.strategy in WORD_BY_WORD else facts
 
 
 def guarantee_text(config: FedCoTConfig) -> List[str]:
