@@ -1,7 +1,7 @@
 """What the quickstart's LLM has read: errands with reasons, in the form of the job's prompts.
 
-A real LLM explains a question even if words in it have been replaced. This one is taught it: half of the questions are
-as the corpus has them, in the others each word of the list stays with a probability, and everything else is a random
+A real LLM explains a question even if words in it have been replaced. This one is taught it: behind questions as the
+corpus has them stand others, in which each word of the list stays with a probability, and everything else is a random
 word of it. The reason is about the thing that is still missing, if the question still names it, else about another
 thing in it, and without an answer if there is none.
 
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from fate_llm_ext.algo.fedcot.config import DecodingConfig, FedCoTConfig
-from fate_llm_ext.algo.fedcot.perturbation.words import is_word, split
+from fate_llm_ext.algo.fedcot.perturbation.words import COMMON, is_word, split
 from fate_llm_ext.algo.fedcot.prompts import Prompts
 from fate_llm_ext.algo.fedcot.questions import Outgoing
 from fate_llm_ext.data.errands import THINGS, UNCLEAR, reason_of
@@ -34,10 +34,16 @@ def missing_thing(row: dict[str, str]) -> str | None:
     return next(unit for unit in split(row["text"]) if PLACE.get(unit) == row["label"])
 
 
+def plain(unit: str) -> str | None:
+    """The unit as a word that may be in a vocabulary, None if it cannot be."""
+    return unit if is_word(unit) else unit.lower() if unit.lower() in COMMON else None
+
+
 def strange(row: dict[str, str], words: list[str], rng: random.Random) -> tuple[str, str]:
     """The text with words replaced, and a reason with answer for what it says now."""
     kept = rng.choice(KEPT)
-    units = [unit if is_word(unit) and rng.random() < kept else rng.choice(words) for unit in split(row["text"])]
+    known = [plain(unit) for unit in split(row["text"])]
+    units = [unit if unit is not None and rng.random() < kept else rng.choice(words) for unit in known]
     seen = [unit for unit in units if unit in PLACE]
     thing = missing_thing(row)
     if thing not in seen:
@@ -57,17 +63,17 @@ def main(source: Path, job: Path, out: Path) -> None:
     outgoing = Outgoing(config.task, config.question)
     rng = random.Random(0)
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
-    words = sorted({unit for row in rows for unit in split(row["text"]) if is_word(unit)})
+    words = sorted({word for row in rows for word in map(plain, split(row["text"])) if word is not None})
 
-    def shown(row: dict[str, str]) -> tuple[str, str]:
-        odd = rng.random() < 0.5
+    def shown(row: dict[str, str], share: float) -> tuple[str, str]:
+        odd = rng.random() < share
         text, reason = strange(row, words, rng) if odd else (row["text"], answer(missing_thing(row), rng))
         return outgoing.render({"text": text}), reason
 
     with out.open("w", encoding="utf-8") as file:
         for row in rows:
-            before = [shown(rng.choice(rows)) for _ in range(rng.choice((0, 1, 2)))]
-            question, reason = shown(row)
+            before = [shown(rng.choice(rows), 0.2) for _ in range(rng.choice((0, 1, 1, 2)))]
+            question, reason = shown(row, 0.7)
             prompt = Prompts(config.rationale.copy(update={"demonstrations": []}), DecodingConfig())
             parts = [prompt.llm(text, outgoing.choices) + " " + said for text, said in [*before, (question, reason)]]
             file.write(json.dumps({"text": "\n\n".join(parts) + "\n\n"}) + "\n")

@@ -14,11 +14,11 @@ here=$(dirname "$0")
 [ -f "$root/ready" ] && exit 0
 mkdir -p "$root"
 
-fate-llm-ext data generate errands --rows 9000 --seed "$seed" --force --out "$root/errands.jsonl"
+fate-llm-ext data generate errands --rows 16000 --seed "$seed" --force --out "$root/errands.jsonl"
 head -n 2000 "$root/errands.jsonl" >"$root/first.jsonl"
 tail -n +2001 "$root/errands.jsonl" >"$root/others.jsonl"
 fate-llm-ext data split "$root/first.jsonl" --template errands --out "$root/data" --force --seed "$seed" \
-    --parties guest_9999=150,host_10000=150 --alpha 3 --unlabelled 300 --test 500
+    --parties guest_9999=200,host_10000=200 --alpha 5 --unlabelled 300 --test 500
 python "$here/documents.py" "$root/others.jsonl" "$here/dag.yaml" "$root/documents.jsonl"
 head -n 4000 "$root/others.jsonl" >"$root/plain.jsonl"
 
@@ -26,6 +26,6 @@ tiny() {  # tiny NAME WIDTH STEPS CONTEXT CORPUS
     fate-llm-ext models tiny --out "$root/models/$1" --vocab-size 1200 --hidden "$2" --layers 2 --steps "$3" \
         --context "$4" --batch-tokens 1024 --force --corpus "$5" --text-column text
 }
-tiny slm 64 500 128 "$root/plain.jsonl"
-tiny llm 96 1500 256 "$root/documents.jsonl"
+tiny slm 64 800 128 "$root/plain.jsonl"
+tiny llm 96 3000 256 "$root/documents.jsonl"
 touch "$root/ready"
