@@ -180,7 +180,7 @@ def test_of_a_large_vocabulary_those_are_considered_that_left_and_then_the_proba
     prior = np.array([0.1, 0.4, 0.3, 0.15, 0.05])
     assert considered(prior, np.array([4, 0]), np.array([2, 9]), 4).tolist() == [0, 4, 1, 2]
     monkeypatch.setattr(inversion, "PAIRS", 0)
-    monkeypatch.setattr(inversion, "LEAST_INPUTS", 6)
+    monkeypatch.setattr(inversion, "PROBABLE", 4)
     words = vocabulary()
     found = posterior(mechanism("metric", 2.0, words), word_prior(words), np.array([30, 31]), np.array([1, 1]), 99)
     assert sorted(found.words[0].tolist()) == [0, 1, 2, 3, 30, 31]

@@ -14,8 +14,8 @@ from fate_llm_ext.algo.fedcot.perturbation.mechanisms import Mechanism
 from fate_llm_ext.algo.fedcot.perturbation.vocabulary import Vocabulary
 from fate_llm_ext.algo.fedcot.perturbation.words import split
 
-LEAST_INPUTS = 1000  # words that are considered as the true one, if there are so many
-PAIRS = 25_000_000  # of true word and word that left; more than these only for LEAST_INPUTS
+PAIRS = 25_000_000  # of true word and word that left, all of which are computed
+PROBABLE = 1000  # words that are considered beside those that left, where there are more pairs
 _FLOATS = 1 << 22  # of a block of probabilities: 32 MB, and a few times that for what they are made of
 _SHIFT = 2.7  # Zipf's law as Mandelbrot shifted it
 
@@ -61,8 +61,8 @@ def posterior(
 ) -> Candidates:
     """The words x of largest p(x) P(y|x) for each word y that left; the first is the Bayes-optimal guess.
 
-    Exact up to 5,000 words; of a larger vocabulary 25,000,000 / V, but at least 1,000 are considered, those that left
-    most often first, then the most probable ones. Memory: blocks of 32 MB times what the mechanism needs for one.
+    Exact up to 5,000 words; of a larger vocabulary 25,000,000 / V are considered, at least those that left and the
+    1,000 most probable others. Memory: blocks of 32 MB times what the mechanism needs for one.
 
     Args:
         prior: float64 [V].
@@ -70,7 +70,7 @@ def posterior(
         counts: how often each left, int [Y].
         most: K at most.
     """
-    inputs = considered(prior, seen, counts, max(LEAST_INPUTS, PAIRS // len(prior)))
+    inputs = considered(prior, seen, counts, max(len(seen) + PROBABLE, PAIRS // len(prior)))
     kept = min(most, len(inputs))
     block = max(1, _FLOATS // len(prior))
     words = np.zeros((0, len(seen)), dtype=np.int32)

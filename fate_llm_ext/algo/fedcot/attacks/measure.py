@@ -149,7 +149,7 @@ def _between_neighbours(
 
 
 def _mixed(fits: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """log of half the language model's probability among the candidates and half the prior's, float64 [n, K].
+    """Log of half the language model's probability among the candidates and half the prior's, float64 [n, K].
 
     The neighbours are not the true ones, so a language model is often sure of something wrong.
     """
