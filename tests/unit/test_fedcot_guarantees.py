@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fate_llm_ext.algo.fedcot.config import FedCoTConfig
-from fate_llm_ext.algo.fedcot.guarantees import NOT_COVERED, guarantee_text, word_bound
+from fate_llm_ext.algo.fedcot.guarantees import guarantee_text, not_covered, public_facts, word_bound
 
 
 def config(strategy: str, epsilon: float | None = 3.0, **changes: Any) -> FedCoTConfig:
@@ -66,6 +66,15 @@ def test_what_is_said(strategy: str, epsilon: float | None, words: list[str], ab
     assert not [word for word in absent if word in said], said
 
 
-def test_what_counts_as_public_is_said() -> None:
-    assert any("how many words" in one for one in NOT_COVERED)
-    assert any("how many records" in one for one in NOT_COVERED)
+@pytest.mark.parametrize("strategy", ["fixed_vocabulary", "none"])
+def test_counts_of_records_and_words_are_said_to_be_public(strategy: str) -> None:
+    (said,) = not_covered(config(strategy, None if strategy == "none" else 3.0))
+    assert "how many records" in said
+    assert "how many words" in said
+
+
+def test_a_generators_texts_show_nothing_of_the_records_and_need_no_vocabulary() -> None:
+    generated = config("dp_generator", None)
+    assert not not_covered(generated)
+    assert not [one for one in public_facts(generated) if "vocabulary" in one]
+    assert [one for one in public_facts(config("metric", 3.0)) if "vocabulary" in one]

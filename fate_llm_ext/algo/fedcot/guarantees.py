@@ -8,7 +8,7 @@ from typing import List, Tuple
 from fate_llm_ext.algo.fedcot.config import WORD_BY_WORD, FedCoTConfig
 from fate_llm_ext.privacy.report import show_epsilon
 
-COUNTS = "how many records there are, which of their fields are there, and how many words each has (they count as public)"
+COUNTS = "how many records there are, their fields, and how many words each has: they count as public"
 
 
 def word_bound(config: FedCoTConfig) -> float:
