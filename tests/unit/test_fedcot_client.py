@@ -38,6 +38,8 @@ LABELS = ("late", "broken", "lost")
 CLEAR = {"strategy": "none"}
 WORDS = {"strategy": "fixed_vocabulary", "epsilon": 6.0}
 Answer = Callable[[str], str]
+SILENT: dict[str, Any] = {"party": "guest 9999", "message": "m", "silence": 9, "limit": 8, "doing": "d"}
+SILENT["setting"] = "silence_seconds"
 
 
 def rows(count: int = 24) -> list[dict[str, str]]:
@@ -199,6 +201,8 @@ def test_a_record_without_allowed_fields_asks_nothing(make: Callable[..., Client
         )
         client.ask()
         assert sorted(asked(wire)) == sorted(row["name"] for row in table[::3])
+        codes = decode(wire.sent[0][1], Questions, "guest").codes.tolist()
+        assert codes == (list(range(0, len(table), 3)) if recorded else list(range(8)))
         client.receive()
         client.decode()
         assert (client.questions, client.received, len(client.rationales)) == (8, 8, 8)
@@ -447,9 +451,7 @@ def test_public_prompts_come_before_all_questions() -> None:
     "error",
     [
         ExtensionError("E303", party="guest 9999", reason="it broke"),
-        ExtensionError(
-            "E304", party="guest 9999", message="m", silence=9, limit=8, doing="d", setting="silence_seconds"
-        ),
+        ExtensionError("E304", **SILENT),
         ExtensionError("E305", party="guest 9999", message="m", reason="gone"),
     ],
 )
@@ -493,3 +495,9 @@ def test_nonsense_from_a_client_is_no_drop_out() -> None:
     lines = Lines(guest_9999=[double], host_10000=[questions(Questions, "three")])
     with pytest.raises(ExtensionError, match=r"E301 guest 9999 .*2 questions, 1 different numbers"):
         arbiter(lines, Says()).serve()
+    other = ExtensionError("E306", party="guest 9999", differences="all")
+    with pytest.raises(ExtensionError, match="E306 guest 9999"):
+        arbiter(Lines(guest_9999=[other], host_10000=[]), Says()).serve()
+    elsewhere = ExtensionError("E304", **{**SILENT, "party": "host 10000"})
+    with pytest.raises(ExtensionError, match="E304"):
+        arbiter(Lines(guest_9999=[elsewhere], host_10000=[]), Says()).serve()
