@@ -1,10 +1,10 @@
 """The server's LLM of the FedCoT jobs on CommonsenseQA and ARC, small enough to be taught on one core.
 
-A real LLM explains a question of any form, even one in which words have been replaced. This one, a model of 2.7 million
-weights that has read news and reviews (conf/fdkt/models.sh), is taught the form of a chain of thought: PaLM's answers
-to those CommonsenseQA questions that are in no private, proxy or judged table (rows from 2,000 on), where PaLM is right.
-Half of them are shown as they are, half with words replaced, the same ones in question, options and reason; as a reader
-who takes a strange word for what it is would do. Science and everyday questions of T0 come along. Used by models.sh:
+A real LLM explains a question of any form, even one in which words have been replaced. This one, a model of 2.7
+million weights that has read news and reviews (conf/fdkt/models.sh), is taught the form of a chain of thought: PaLM's
+answers to those CommonsenseQA questions that are in no private, proxy or judged table (rows from 2,000 on), where PaLM
+is right. Most are shown as they are, others with words replaced, the same ones in question, options and reason: so
+reads who takes a strange word for what it is. Science and everyday questions of T0 come along. Used by models.sh:
 
     python server_llm.py ASSETS MODEL OUT
 """

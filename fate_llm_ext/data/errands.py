@@ -20,7 +20,8 @@ THINGS: Dict[str, Tuple[str, ...]] = {
     "butcher": ("sausages", "ham", "mince", "steak", "ribs", "bacon", "liver", "lamb", "veal", "salami"),
     "florist": ("roses", "tulips", "bouquet", "lilies", "seeds", "orchids", "ivy", "wreath", "daisies", "fern"),
     "garage": ("tyres", "brakes", "headlights", "exhaust", "clutch", "bumper", "wipers", "battery", "gearbox", "fuse"),
-    "library": ("novels", "atlas", "poems", "dictionary", "biography", "comics", "fables", "journals", "maps", "essays"),
+    "library": ("novels", "atlas", "poems", "dictionary", "biography", "comics", "fables", "journals", "maps",
+                "essays"),
     "pharmacy": ("pills", "plasters", "syrup", "ointment", "bandages", "drops", "tablets", "lozenges", "vitamins",
                  "thermometer"),
     "post": ("stamps", "envelopes", "postcards", "parcel", "letters", "packet", "telegram", "invitations", "cards",
@@ -31,8 +32,9 @@ PLACES = tuple(THINGS)
 
 _MISSING = (
     "{name} still needs the {thing}.", "What is missing is the {thing}.", "We have run out, so get the {thing}.",
-    "Nobody has thought of the {thing} yet.", "Please think of the {thing}.", "There is no way around the {thing} today.",
-    "{name} asked twice for the {thing}.", "The {thing} cannot wait until {day}.",
+    "Nobody has thought of the {thing} yet.", "Please think of the {thing}.",
+    "There is no way around the {thing} today.", "{name} asked twice for the {thing}.",
+    "The {thing} cannot wait until {day}.",
 )  # fmt: skip
 _DONE = (
     "The {thing} came on {day}.", "{name} has the {thing} already.", "My {guest} took care of the {thing}.",

@@ -23,6 +23,11 @@ def test_there_are_jobs() -> None:
     }
     assert {path.parent.name for path in (CONF / "dpkd").glob("*/dag.yaml")} >= {"quickstart", "ag_news", "yelp"}
     assert {path.parent.name for path in (CONF / "fdkt").glob("*/dag.yaml")} >= {"quickstart"}
+    assert {path.parent.name for path in (CONF / "fedcot").glob("*/dag.yaml")} >= {
+        "quickstart",
+        "commonsenseqa",
+        "arc_easy",
+    }
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: f"{path.parent.parent.name}/{path.parent.name}")
