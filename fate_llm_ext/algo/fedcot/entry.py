@@ -10,10 +10,11 @@ from fate_llm_ext.algo import private
 from fate_llm_ext.algo.fedcot.arbiter import Arbiter
 from fate_llm_ext.algo.fedcot.checks import role_problems
 from fate_llm_ext.algo.fedcot.client import Client
-from fate_llm_ext.algo.fedcot.config import FedCoTConfig
+from fate_llm_ext.algo.fedcot.config import WORD_BY_WORD, FedCoTConfig
 from fate_llm_ext.algo.fedcot.guarantees import guarantee_text, not_covered, public_facts
 from fate_llm_ext.algo.fedcot.inputs import input_problems
 from fate_llm_ext.algo.fedcot.learning import Learning
+from fate_llm_ext.algo.fedcot.release import WHAT
 from fate_llm_ext.algo.fedcot.strategies import FedCoTParty
 from fate_llm_ext.algo.party import this_party
 from fate_llm_ext.algo.session import federated_task
@@ -85,7 +86,10 @@ def _run_client(
     def finish() -> None:
         client.decode()
         _say_what_is_missing(client)
-        learning.attack()
+        try:
+            learning.attack()
+        except ExtensionError as error:  # the questions are paid for, and the model can do without these figures
+            _warn(error)
         said = _statement(party, client, learning.attacked)
         report.publish(said)
         learning.method()
@@ -162,11 +166,13 @@ class _Output:
         return {"algorithm": "fedcot", "version": __version__}
 
     def _card(self, what: str, said: Dict[str, Any], first: str = "") -> str:
+        config = self._party.config
+        drawn = config.perturbation.strategy in WORD_BY_WORD
+        chance = " (the perturbation comes from the operating system's entropy)" if drawn else ""
         return (
             "---\ntags: [fedcot, federated-learning]\n---\n\n"
             f"# FedCoT: {what} ({self._party.role})\n\n{first}"
             f"Made by fate-llm-ext {__version__} with FedCoT (arXiv 2406.12403): another party's LLM gives rationales "
-            f"for prompts that it does not see, strategy `{self._party.config.perturbation.strategy}`; a small model "
-            f"learns labels and rationales. Seed {self._party.config.seed} (the perturbation comes from the operating "
-            "system's entropy).\n\n" + report.card(said)
+            f"for {WHAT[config.perturbation.strategy]}, strategy `{config.perturbation.strategy}`; a small model "
+            f"learns labels and rationales. Seed {config.seed}{chance}.\n\n" + report.card(said)
         )

@@ -11,7 +11,7 @@ from fate_llm_ext.algo.private import Planned
 from fate_llm_ext.privacy.accountants import default_delta
 from fate_llm_ext.privacy.events import DataSet, LocalDP, Mechanism, NonPrivate, PostProcessing, Release
 
-_WHAT = {
+WHAT = {
     "exponential": "prompts with perturbed words (no guarantee)",
     "adaptive_exponential": "prompts as a model rewrote them (no guarantee)",
     "fixed_vocabulary": "prompts with perturbed words",
@@ -45,7 +45,7 @@ def plan(
 ) -> Planned:
     """What the train stage would release; ``others`` are all other parties of the task."""
     chosen = mechanism(config, generator)
-    what = _WHAT[config.perturbation.strategy] + (", by position" if config.rationale.recorded else "")
+    what = WHAT[config.perturbation.strategy] + (", by position" if config.rationale.recorded else "")
     release = Release("fedcot", job, what, tuple(others), (chosen,))
     if not release.private:
         return Planned(release)
