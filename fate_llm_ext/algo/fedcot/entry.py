@@ -166,13 +166,15 @@ class _Output:
         return {"algorithm": "fedcot", "version": __version__}
 
     def _card(self, what: str, said: Dict[str, Any], first: str = "") -> str:
-        config = self._party.config
-        drawn = config.perturbation.strategy in WORD_BY_WORD
-        chance = " (the perturbation comes from the operating system's entropy)" if drawn else ""
+        config, strategy = self._party.config, self._party.config.perturbation.strategy
+        asked = f"{WHAT[strategy]}, strategy `{strategy}`"
+        if self._party.role == "arbiter":  # each client has a strategy of its own
+            asked = "what its clients ask in place of their prompts"
+        chance = " (the perturbation comes from the operating system's entropy)" if strategy in WORD_BY_WORD else ""
         return (
             "---\ntags: [fedcot, federated-learning]\n---\n\n"
             f"# FedCoT: {what} ({self._party.role})\n\n{first}"
             f"Made by fate-llm-ext {__version__} with FedCoT (arXiv 2406.12403): another party's LLM gives rationales "
-            f"for {WHAT[config.perturbation.strategy]}, strategy `{config.perturbation.strategy}`; a small model "
-            f"learns labels and rationales. Seed {config.seed}{chance}.\n\n" + report.card(said)
+            f"for {asked}; a small model learns labels and rationales. Seed {config.seed}{chance}.\n\n"
+            + report.card(said)
         )
