@@ -5,7 +5,8 @@ The attacker knows all that is public: mechanism, vocabulary, vectors, the langu
 ``attack_nearest``     the word that left, taken for the true one: the share of words that stayed.
 ``attack_nearest_10``  the true word is among the 10 nearest to the one that left: a hint, no guess.
 ``attack_bayes``       argmax over x of p(x) P(y|x), the best guess from one word alone.
-``attack_bag``         the word left somewhere in its record, for a strategy that may move words about.
+``attack_bag``         the word left somewhere in its record, for a strategy that may move words about. Beside it stands
+                       ``attack_bag_prior``, the same in another record's question: the excess is what counts.
 ``attack_infill``      argmax of P(y|x) P(x between its neighbours as they left), over the most probable x; P is half
                        the language model's, half p(x).
 ``attack_prior``       always the most probable word, without a look at the questions: what no mechanism can prevent.
@@ -168,8 +169,6 @@ def _figures(
 ) -> Dict[str, float]:
     known, unknown = sample.known, len(sample) - sample.known
     right = {name: right_guesses(sample, guess) for name, guess in guesses.items()}
-    if "nearest" in guesses and not closed_form:
-        right["bag"], guesses = words_that_occur(sample), {**guesses, "bag": sample.seen}
     figures = {
         "attack_words": float(known),
         "attack_unknown": float(unknown),
@@ -182,7 +181,12 @@ def _figures(
         figures.update(share("attack_nearest_10", int(hinted.sum()), known))
     figures.update(share("attack_prior", int((sample.true == np.argmax(prior)).sum()), known))
     best = max(right, key=lambda name: int(right[name].sum()))
-    figures.update(share("attack_success", int(right[best].sum()), known))
+    hits = int(right[best].sum())
+    if "nearest" in guesses and not closed_form:
+        own, base = words_that_occur(sample), words_that_occur(sample, 1)
+        figures.update(share("attack_bag", own, known), **share("attack_bag_prior", base, known))
+        hits = max(hits, own - base)
+    figures.update(share("attack_success", hits, known))
     names: List[int] = [unknown_guesses(sample, guess, vocabulary.words) for guess in guesses.values()]
     figures.update(share("attack_unknown_success", max(names), unknown))
     figures.update(record_figures(sample, right[best], guesses[best], vocabulary.words))

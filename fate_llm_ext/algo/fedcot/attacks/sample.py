@@ -75,14 +75,18 @@ def right_guesses(sample: Sample, guesses: np.ndarray) -> np.ndarray:
     return right
 
 
-def words_that_occur(sample: Sample) -> np.ndarray:
-    """Which words left anywhere in their record, each as often as it left there: bool [n]."""
-    left = [Counter(record.tolist()) for record in sample.records]
-    found = np.zeros(len(sample), dtype=bool)
-    for index, (owner, word) in enumerate(zip(sample.owners, sample.true.tolist())):
+def words_that_occur(sample: Sample, other: int = 0) -> int:
+    """How many words left anywhere in their record, each as often as it left there.
+
+    Args:
+        other: look into the record so many places behind it, to see what records have in common anyway.
+    """
+    left = [Counter(record.tolist()) for record in [*sample.records[other:], *sample.records[:other]]]
+    found = 0
+    for owner, word in zip(sample.owners, sample.true.tolist()):
         if word >= 0 and left[owner][word]:
             left[owner][word] -= 1
-            found[index] = True
+            found += 1
     return found
 
 
