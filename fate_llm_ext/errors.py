@@ -702,6 +702,10 @@ CATALOGUE: dict[str, ErrorKind] = {
         "The model learns the labels of their records without a rationale. List other `question.fields`, or give a "
         "`question.template`.",
     ),
+    "E792": ErrorKind(
+        "The field {field} may leave, and it is the answer itself in all of {rows} rows.",
+        "Take it out of `question.fields` and of `task.prompt`; see `task.columns`.",
+    ),
 }
 
 

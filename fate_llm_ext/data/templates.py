@@ -59,10 +59,14 @@ class Template:
         return self._built_in.answers if self._built_in else tuple(sorted(self._needed))
 
     @property
+    def hidden_fields(self) -> Tuple[str, ...]:
+        """Canonical fields that hold the answer or that it is rendered from."""
+        return tuple(dict.fromkeys([*self.answer_fields, *self._needed]))
+
+    @property
     def prompt_fields(self) -> Tuple[str, ...]:
-        """Canonical fields that the prompt shows, in their order there, those that the answer needs left out."""
-        hidden = {*self.answer_fields, *self._needed}
-        return tuple(name for name in self._shown if name not in hidden)
+        """Canonical fields that the prompt shows, in their order there, :attr:`hidden_fields` left out."""
+        return tuple(name for name in self._shown if name not in self.hidden_fields)
 
     @property
     def choices(self) -> Optional[Tuple[str, ...]]:

@@ -130,10 +130,11 @@ class Channel:
         emit("tolerant")  # who watches the parties is to let the others finish
 
     def leave_out(self, peer: Peer, reason: str) -> None:
-        """Go on without a peer: it hears nothing more, and nobody waits for it any longer."""
+        """Go on without a peer: it is told so, in case it lives, and nobody waits for it any longer."""
         if peer in self.peers:
             self.peers.remove(peer)
             self.lost[peer.name] = reason
+            self._tell(peer, f"{self.local} goes on without it: {reason}")
 
     def abort(self, reason: str) -> None:
         """Tell every peer that this party has failed, so that none of them waits for it."""
@@ -141,10 +142,13 @@ class Channel:
             return
         self._finished = True
         for peer in self.peers:
-            try:
-                self._put(peer, _ABORT, reason.encode()[:10_000])
-            except Exception:  # the peer, or the way to it, may be what failed
-                logger.warning("could not tell %s about the abort", peer.name, exc_info=True)
+            self._tell(peer, reason)
+
+    def _tell(self, peer: Peer, reason: str) -> None:
+        try:
+            self._put(peer, _ABORT, reason.encode()[:10_000])
+        except Exception:  # the peer, or the way to it, may be what failed
+            logger.warning("could not tell %s about the abort", peer.name, exc_info=True)
 
     def close(self) -> None:
         """Say goodbye to every peer and wait until all have done so, so that no sequence is left unread.

@@ -131,6 +131,8 @@ class _Planner:
             line.planned = _load(PLANS[key])(config, line.data, JOB, others, *known)
             self._planned[line.task, line.party] = line.planned
             self._ask(line, site)
+            if not known and any(isinstance(one, PostProcessing) for one in line.planned.release.mechanisms):
+                line.note = "the generator's guarantee is known when it is read: without one this costs ε = ∞"
             if made is not None and all(isinstance(one, PostProcessing) for one in line.planned.release.mechanisms):
                 said = f"no further ε: all that leaves is computed from what {source} has paid for"
                 line.note = "; ".join(filter(None, (said, line.note)))

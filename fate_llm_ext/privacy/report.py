@@ -293,8 +293,8 @@ def mechanism_text(mechanism: Mechanism) -> str:
         )
     if isinstance(mechanism, PostProcessing):
         return (
-            f"post-processing of a release with (ε, δ) = ({show_epsilon(mechanism.epsilon)}, "
-            f"{show_delta(mechanism.delta)}) that has been charged"
+            f"post-processing of a release whose own statement says (ε, δ) = ({show_epsilon(mechanism.epsilon)}, "
+            f"{show_delta(mechanism.delta)})"
         )
     return "none: not differentially private"
 
@@ -334,8 +334,8 @@ def _guarantee(
         found = {"epsilon": max(one.epsilon for one in paid), "delta": max(one.delta for one in paid)}
         text = (
             f"(ε, δ)-differential privacy with ε = {show_epsilon(found['epsilon'])}, δ = {show_delta(found['delta'])}: "
-            "what left this party in this job is post-processing of what was charged when it was made, at no further "
-            f"cost. Unit: {UNIT}; neighbours: {ADJACENCY}."
+            "what left this party in this job is post-processing of what has this guarantee by its own statement and "
+            f"was charged when it was made, at no further cost. Unit: {UNIT}; neighbours: {ADJACENCY}."
         )
     definition = {"definition": "(ε, δ)-differential privacy", "unit": UNIT, "adjacency": adjacency}
     return {**found, **definition, "text": text}

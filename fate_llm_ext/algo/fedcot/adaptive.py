@@ -82,11 +82,12 @@ class Adaptive(WordByWord):
         rows = [template.canonical(row) for row in read_rows(path, "train", config.task.columns)]
         fields = [self.scene.outgoing.pick(row) for row in rows]
         with untold():
-            private = {_key(one) for one in self.scene.records.fields} - {""}
+            judged = [] if self.scene.judged is None else self.scene.judged.fields
+            private = {_key(one) for one in [*self.scene.records.fields, *judged]} - {""}
             shared = sum(_key(one) in private for one in fields)
             if shared:
                 facts = {"name": config.perturbation.proxy, "shared": shared, "rows": len(rows)}
-                raise ExtensionError("E779", **facts, records=len(self.scene.records))
+                raise ExtensionError("E779", **facts, records=len(self.scene.records) + len(judged))
         used = rows[: config.perturbation.proxy_rows]
         return PrivateRecords(list(template.examples(used, path.name)), fields[: len(used)])
 

@@ -23,7 +23,8 @@ from fate_llm_ext.models.engines import open_engine
 from fate_llm_ext.progress import emit
 
 _PROXIES, _QUESTIONS = 1, 2  # salts of seeds
-_LOST = ("E303", "E304", "E305")  # it aborted, it is silent, it cannot be read
+# It sent what is no message of the protocol; it aborted, it is silent, it cannot be read.
+_LOST = {"E301": "sender", "E303": "party", "E304": "party", "E305": "party"}  # and which fact names it
 
 
 class Arbiter:
@@ -69,7 +70,8 @@ class Arbiter:
         Raises:
             ExtensionError: E788 it is all of them.
         """
-        lost = self._channel.lost
+        gone = {peer.name: peer.abort_reason for peer in self._channel.peers if peer.abort_reason}
+        lost = {**self._channel.lost, **gone}  # one may have failed after its rationales were sent
         self._party.metrics.log("fedcot", 0, "clients_lost", len(lost))
         if lost:
             told = "; ".join(f"{name}: {reason}" for name, reason in sorted(lost.items()))
@@ -85,7 +87,7 @@ class Arbiter:
         try:
             self._answer(client, *what)
         except ExtensionError as error:
-            if error.code not in _LOST or error.facts.get("party") != client.peer.name:
+            if client.peer.name != error.facts.get(_LOST.get(error.code, "")):
                 raise
             self._channel.leave_out(client.peer, str(error.facts.get("reason", error.problem)))
 

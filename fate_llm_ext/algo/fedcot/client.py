@@ -65,6 +65,7 @@ class Client:
 
     Attributes:
         records: the private records.
+        generator: (ε, δ) that the generator's own statement gives, δ None without a guarantee.
         judged: records of the table's test split, if it has one; nothing of them is ever sent.
         student: the SLM, untrained as yet.
         strategy: how it asks.
@@ -80,18 +81,28 @@ class Client:
         config = party.config
         self._party = party
         self._channel = party.channel
-        known = None if generator is None else Generated.guarantee(generator)
-        table = private_table(party, train_data, functools.partial(plan, generator=known))
+        self.generator = None if generator is None else Generated.guarantee(generator)
+        table = private_table(party, train_data, functools.partial(plan, generator=self.generator))
         self.data, self.planned = table.data, table.planned
         party.phase("", "preparing the records")
         self.outgoing = Outgoing(config.task, config.question)
         with untold():
             self.records = self._records(table.rows, table.folder)
+            self._refuse_untaught(table.folder)
             judged = read_rows(table.folder, "test") if has_split(table.folder, "test") else []
             self.judged = self._records(judged, table.folder)
         self.student = self._load_student()
         self._templates = Prompts(config.rationale, config.decoding)
-        scene = Scene(party, self.outgoing, self.records, self.student, self._templates, self._explained, generator)
+        scene = Scene(
+            party,
+            self.outgoing,
+            self.records,
+            self.student,
+            self._templates,
+            self._explained,
+            generator,
+            judged=self.judged,
+        )
         self.strategy = STRATEGIES[config.perturbation.strategy](scene)
         self.asked: Optional[Asked] = None
         self.rationales: List[Pair] = []
@@ -111,7 +122,7 @@ class Client:
         return len(self._received[1])
 
     def _records(self, rows: Sequence[Row], folder: Path) -> PrivateRecords:
-        """Rows as examples and allow-listed fields. A private row without an answer cannot be learned from: E787."""
+        """Rows as examples and allow-listed fields."""
         task = self._party.config.task
         template = get_template(task)
         flat = [
@@ -119,10 +130,17 @@ class Client:
             for number, row in enumerate(named(rows, task.columns, folder), 1)
         ]
         examples: List[Example] = list(template.examples(flat, str(folder)))
+        return PrivateRecords(examples, [self.outgoing.pick(fields) for fields in flat])
+
+    def _refuse_untaught(self, folder: Path) -> None:
+        """E787: nothing can be learned from a record without an answer; E792: a field that may leave is the answer."""
+        examples = self.records.examples
         lacking = [number for number, one in enumerate(examples, 1) if one.answer is None]
         if lacking:
             raise ExtensionError("E787", path=folder, count=len(lacking), rows=len(examples), row=lacking[0])
-        return PrivateRecords(examples, [self.outgoing.pick(fields) for fields in flat])
+        field = self.outgoing.telling(self.records.fields, [one.answer for one in examples])
+        if field is not None:
+            raise ExtensionError("E792", field=field, rows=len(examples))
 
     def _load_student(self) -> RationaleModel:
         party, config = self._party, self._party.config

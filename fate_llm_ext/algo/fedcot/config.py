@@ -104,7 +104,7 @@ class RationaleConfig(GenerationConfig):
     )
     stop: List[str] = Field(["\n\n", "\nQ:"], max_items=4, description="A rationale ends before the first of these.")
     answer: str = Field(
-        r"(?i)(?:so )?the answer is:?\s*\(?([^).\n]+)",
+        r"(?i)(?:so )?the answer is:?\s*\(?((?:[^).\n]|\.(?=\S))+)",
         description="Regular expression whose first group is the answer in what the LLM writes.",
     )
     recorded: bool = Field(

@@ -131,7 +131,7 @@ def _statement(party: FedCoTParty, client: Client, attacked: Dict[str, float]) -
         ],
         not_covered=not_covered(config),
         perturbation={"strategy": how.strategy, "epsilon": how.epsilon},
-        notes=guarantee_text(config),
+        notes=guarantee_text(config, client.generator, attacked.get("ratio_largest")),
         audit=attacked or None,
     )
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 from fate_llm_ext.algo.fedcot.config import WORD_BY_WORD, FedCoTConfig
-from fate_llm_ext.privacy.report import show_epsilon
+from fate_llm_ext.privacy.report import show_delta, show_epsilon
+
+Guarantee = Tuple[float, Optional[float]]
 
 COUNTS = "how many records there are, their fields, and how many words each has: they count as public"
+
+
+POSITIONS = "where each question's record stands in its table, which a recording needs: a sorted table tells its labels"
 
 
 def word_bound(config: FedCoTConfig) -> float:
@@ -26,7 +31,9 @@ def word_bound(config: FedCoTConfig) -> float:
 
 def not_covered(config: FedCoTConfig) -> Tuple[str, ...]:
     """What the questions show of the records whatever the mechanism does."""
-    return () if config.perturbation.strategy == "dp_generator" else (COUNTS,)
+    if config.perturbation.strategy == "dp_generator":
+        return ()
+    return (COUNTS, POSITIONS) if config.rationale.recorded else (COUNTS,)
 
 
 def public_facts(config: FedCoTConfig) -> Tuple[str, ...]:
@@ -35,8 +42,15 @@ def public_facts(config: FedCoTConfig) -> Tuple[str, ...]:
     return (*facts, "the vocabulary and its vectors") if config.perturbation.strategy in WORD_BY_WORD else facts
 
 
-def guarantee_text(config: FedCoTConfig) -> List[str]:
-    """Sentences for people."""
+def guarantee_text(
+    config: FedCoTConfig, generator: Optional[Guarantee] = None, largest: Optional[float] = None
+) -> List[str]:
+    """Sentences for people.
+
+    Args:
+        generator: (ε, δ) that the DP generator's own statement gives; δ is None without a guarantee.
+        largest: the largest log-ratio of the mechanism on the job's own table, where it was computed.
+    """
     how, words = config.perturbation, config.question.max_words
     epsilon = show_epsilon(how.epsilon)
     if how.strategy == "fixed_vocabulary":
@@ -56,7 +70,8 @@ def guarantee_text(config: FedCoTConfig) -> List[str]:
     if how.strategy == "exponential":
         return [
             f"A heuristic: the set of candidates depends on the word itself, so the nominal ε = {epsilon} per word is "
-            "no bound. The ratio test measures by how much it is exceeded.",
+            "no bound.",
+            *([] if largest is None else [_measured(epsilon, largest)]),
         ]
     if how.strategy == "adaptive_exponential":
         return [
@@ -64,8 +79,20 @@ def guarantee_text(config: FedCoTConfig) -> List[str]:
             f"public prompts that it learned from were perturbed, with a nominal ε = {epsilon}, which bounds nothing.",
         ]
     if how.strategy == "dp_generator":
+        sent = "No private prompt is sent: the questions are texts of a generator"
+        if generator is None:
+            return [f"{sent}, and have its guarantee per record, whatever their number."]
+        if generator[1] is None:
+            return [f"{sent}. Its own statement gives it no guarantee: its texts may hold what it has read."]
         return [
-            "No private prompt leaves in any form: the questions are texts of a generator, and have its guarantee per "
-            "record, whatever their number.",
+            f"{sent}, and have the guarantee per record that its own statement gives, whatever their number: "
+            f"ε = {show_epsilon(generator[0])}, δ = {show_delta(generator[1])}. Its training was charged when it ran.",
         ]
     return ["The allow-listed fields of every record left in clear."]
+
+
+def _measured(epsilon: str, largest: float) -> str:
+    return (
+        f"On this job's own table the largest log-ratio between two words is {show_epsilon(largest)}, where the "
+        f"nominal ε promises {epsilon}."
+    )

@@ -49,12 +49,15 @@ class Learning:
     def attack(self) -> None:
         """What an attacker reads in the questions, for this party's eyes."""
         config, client = self._party.config, self._client
-        if not config.attack.methods or client.asked is None:
+        settings = config.attack
+        if config.perturbation.strategy == "exponential" and "ratio" not in settings.methods:
+            settings = settings.copy(update={"methods": [*settings.methods, "ratio"]})  # no report without that figure
+        if not settings.methods or client.asked is None:
             return
         self._party.phase(self.arm, "attacking the questions")
         with untold():
             self.attacked = attack(
-                config.attack,
+                settings,
                 config.perturbation.strategy,
                 client.asked,
                 client.strategy,

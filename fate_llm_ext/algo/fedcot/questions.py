@@ -7,7 +7,7 @@ of cannot be listed.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from fate_llm_ext.algo.fedcot.config import QuestionConfig
 from fate_llm_ext.config import TaskConfig
@@ -36,8 +36,10 @@ class Outgoing:
         self.fields: Tuple[str, ...] = tuple(question.fields) or known
         self.choices: Tuple[str, ...] = tuple(choice.strip() for choice in template.choices or ())
         odd = [name for name in self.fields if name not in known]
+        columns = {task.columns.get(name, name) for name in template.hidden_fields}
+        odd += [name for name in self.fields if task.columns.get(name, name) in columns]
         if odd:
-            hidden = [name for name in odd if name in template.answer_fields]
+            hidden = [name for name in odd if name in template.hidden_fields or name in known]
             why = "the answer is made of it" if hidden else "the task's prompt does not show it"
             raise ExtensionError("E784", field=(hidden or odd)[0], why=why, known=", ".join(known) or "none")
         if not self.fields:
@@ -50,6 +52,22 @@ class Outgoing:
     def pick(self, fields: Mapping[str, Any]) -> Dict[str, str]:
         """The allow-listed ones of a row's canonical fields that are there, as text."""
         return {name: _text(fields[name]) for name in self.fields if not is_missing(fields.get(name))}
+
+    def telling(self, fields: Sequence[Mapping[str, str]], answers: Sequence[Optional[str]]) -> Optional[str]:
+        """The name of a field that is the answer itself in every record that has one, if there is such a field.
+
+        A column under another name may hold the labels once more; whether a field tells them in other words, nobody
+        can see here.
+
+        Args:
+            fields: of each record, as :meth:`pick` gives them.
+            answers: of each record, with or without a separator.
+        """
+        told = [(one, _plain(answer)) for one, answer in zip(fields, answers) if answer]
+        if len({answer for _, answer in told}) < 2:
+            return None
+        same = (name for name in self.fields if all(_plain(one.get(name, "")) == answer for one, answer in told))
+        return next(same, None)
 
     def render(self, values: Mapping[str, str]) -> str:
         """A question of (perturbed) fields.
@@ -72,6 +90,10 @@ def _form(fields: Tuple[str, ...], closed: bool) -> str:
     elif closed:
         form += " Answer choices: {{ choices | join(', ') }}"
     return form
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def _text(value: Any) -> str:

@@ -80,6 +80,7 @@ class Scene:
         student: the SLM; whoever trains it restores it.
         explained: rationales of the arbiter's LLM for public questions, None where there is none.
         generator: folder of a DP generator, if the task was given one.
+        judged: records of the table's test split, if it has one.
     """
 
     party: FedCoTParty
@@ -89,6 +90,7 @@ class Scene:
     prompts: Prompts
     explained: Explain
     generator: Optional[Path] = None
+    judged: Optional[PrivateRecords] = None
 
 
 class Strategy(ABC):
@@ -223,7 +225,8 @@ def open_vocabulary(scene: Scene) -> Vocabulary:
     """The closed vocabulary of the job, from the model and the public set that it names.
 
     Raises:
-        ExtensionError: E750 there are too few words; E751, E407 the vectors are none; E110, E111 the site does not know a name.
+        ExtensionError: E750 there are too few words; E751, E407 the vectors are none; E110, E111 the site does not know
+            a name.
     """
     party, config = scene.party, scene.party.config.vocabulary
     party.phase("", "building the vocabulary")
