@@ -1,4 +1,4 @@
-"""`fate-llm-ext privacy`: what a job would cost, what has been spent, whether the ledgers are whole."""
+"""`fate-llm-ext privacy`: what a job would cost, what was spent, whether ledgers are whole, what words give away."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, List, Optional, Sequence, Tuple
 
 import click
 
+from fate_llm_ext.cli.privacy_ratios import ratios
 from fate_llm_ext.site import DEFAULT_SITE_FILE, SITE_FILE_VARIABLE
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ _root = click.option("--root", help="Folder that the site file's relative paths 
 @click.group()
 def privacy() -> None:
     """What a job would cost, what has been spent of each table's budget, whether the ledgers are whole."""
+
+
+privacy.add_command(ratios)
 
 
 @privacy.command()

@@ -270,20 +270,19 @@ class Exponential(Mechanism):
         ends = np.cumsum(self._counts)
         rows = np.repeat(np.arange(len(words)), counts)
         radii = self.radii[ends.searchsorted(generator.integers(0, ends[-1], len(rows)), side="right")]
-        reach = np.maximum.reduceat(radii, np.cumsum(counts) - counts)
         distances = self._distances(words)
+        if radii.min() >= FARTHEST:  # every word is a candidate
+            candidates = np.full(len(rows), len(self.vectors))
+            return self._choose(distances.ravel(), rows * len(self.vectors), candidates, radii, generator)
+        reach = np.maximum.reduceat(radii, np.cumsum(counts) - counts)
         near = distances <= reach[:, None]
         found, outputs = np.nonzero(near)
-        distances = distances[near]
+        keys = found * (2 * FARTHEST) + distances[near]  # one word's distances behind the other's
+        order = np.argsort(keys)
         starts = np.searchsorted(found, np.arange(len(words)))[rows]
-        if radii.min() < FARTHEST:
-            keys = found * (2 * FARTHEST) + distances  # one word's behind the other's
-            order = np.argsort(keys)
-            outputs, distances, keys = outputs[order], distances[order], keys[order]
-            candidates = keys.searchsorted(rows * (2 * FARTHEST) + radii, side="right") - starts
-        else:
-            candidates = np.full(len(rows), len(self.vectors))
-        return outputs[starts + self._choose(distances, starts, candidates, radii, generator)]
+        candidates = keys[order].searchsorted(rows * (2 * FARTHEST) + radii, side="right") - starts
+        chosen = starts + self._choose(distances[near][order], starts, candidates, radii, generator)
+        return outputs[order][chosen]
 
     def _choose(
         self,
