@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 import pydantic
@@ -26,6 +26,8 @@ from fate_llm_ext.site import current_site
 PREDICTIONS = "computed from this party's rows; it stays in this party's outputs"
 METRICS = "computed from this party's rows; they stay in this party's outputs"
 
+Lines = List[Dict[str, Any]]
+
 
 class InferenceConfig(Group):
     """Parameters of prediction and evaluation."""
@@ -44,18 +46,33 @@ def run_predict(ctx: Any, role: Any, parameters: Dict[str, Any], test_data: Any,
     Writes ``predictions.jsonl``: row number, prediction and, for closed choices, their probabilities. It
     never holds the prompt.
     """
-    party = ctx.federation.local_party[1]
+
+    def lines() -> Lines:
+        config = InferenceConfig(**parameters)
+        answerer, examples = _prepare(ctx, role, config, Path(test_data.get_directory()), input_model)
+        return _predictions(answerer, examples, config.max_new_tokens)
+
+    predict_stage(ctx, role, test_data, input_model, output, lines)
+
+
+def predict_stage(
+    ctx: Any, role: Any, test_data: Any, input_model: Any, output: Any, lines: Callable[[], Lines]
+) -> None:
+    """What is the same in every predict stage; the arbiter has no table and does nothing.
+
+    Args:
+        lines: makes the lines of ``predictions.jsonl``; for a client only, and before anything is written.
+    """
     if role.is_arbiter:
         input_model.get_directory()
-        report.publish(report.statement(f"{role.name} {party}", "predict"))
+        report.publish(report.statement(f"{role.name} {ctx.federation.local_party[1]}", "predict"))
         emit("done")
         return
-    config = InferenceConfig(**parameters)
-    answerer, examples = _prepare(ctx, role, config, Path(test_data.get_directory()), input_model)
-    folder = Path(output.get_directory())
-    write_jsonl(folder / "predictions.jsonl", _predictions(answerer, examples, config.max_new_tokens))
-    output.write_metadata({"rows": len(examples)}, name=f"predictions_{role.name}_{party}", namespace="fate_llm_ext")
-    _state(ctx, role, "predict", test_data, len(examples), Artefact("predictions.jsonl", False, PREDICTIONS))
+    predicted = lines()
+    write_jsonl(Path(output.get_directory()) / "predictions.jsonl", predicted)
+    name = f"predictions_{role.name}_{ctx.federation.local_party[1]}"
+    output.write_metadata({"rows": len(predicted)}, name=name, namespace="fate_llm_ext")
+    _state(ctx, role, "predict", test_data, len(predicted), Artefact("predictions.jsonl", False, PREDICTIONS))
     emit("done")
 
 
@@ -97,14 +114,14 @@ def _prepare(
     return Answerer(model, tokenizer, config.task, config.evaluation), examples
 
 
-def _predictions(answerer: Answerer, examples: List[Example], max_new_tokens: int) -> List[Dict[str, Any]]:
+def _predictions(answerer: Answerer, examples: List[Example], max_new_tokens: int) -> Lines:
     if not examples[0].choices:
         texts = answerer.write(examples, max_new_tokens, "writing answers")
         return [{"row": row, "prediction": text.strip()} for row, text in enumerate(texts)]
     return choice_lines(examples, answerer.choice_log_probs(answerer.encode_choices(examples), "answering"))
 
 
-def choice_lines(examples: Sequence[Example], log_probs: np.ndarray) -> List[Dict[str, Any]]:
+def choice_lines(examples: Sequence[Example], log_probs: np.ndarray) -> Lines:
     """Lines of the file of predictions, from the log-probabilities of each example's choices (float [N, C])."""
     weights = np.exp(log_probs - log_probs.max(axis=1, keepdims=True))
     shares = weights / weights.sum(axis=1, keepdims=True)

@@ -13,18 +13,14 @@ from fate_llm_ext.algo.fdkt.checks import predict_problems
 from fate_llm_ext.algo.fdkt.config import PredictConfig
 from fate_llm_ext.algo.fdkt.heads import HEADS, Head
 from fate_llm_ext.algo.fdkt.student import FACTS, facts, probabilities
-from fate_llm_ext.algo.inference import PREDICTIONS
-from fate_llm_ext.algo.private import table_name
+from fate_llm_ext.algo.inference import Lines, predict_stage
 from fate_llm_ext.config import ModelConfig
-from fate_llm_ext.data.datasets import has_split, read_rows, write_jsonl
+from fate_llm_ext.data.datasets import has_split, read_rows
 from fate_llm_ext.data.templates import Template
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.classification import load_classifier
 from fate_llm_ext.models.loading import load_base, resolve_device
 from fate_llm_ext.models.lora import load_adapter
-from fate_llm_ext.privacy import report
-from fate_llm_ext.privacy.events import DataSet
-from fate_llm_ext.privacy.report import Artefact
 from fate_llm_ext.progress import emit
 from fate_llm_ext.site import Site, current_site
 
@@ -34,28 +30,19 @@ def run_predict(ctx: Any, role: Any, parameters: Dict[str, Any], test_data: Any,
 
     Writes ``predictions.jsonl``: row number, label, probability of each label. It never holds the text.
     """
-    party = ctx.federation.local_party[1]
-    name = f"{role.name} {party}"
-    if role.is_arbiter:
-        input_model.get_directory()
-        report.publish(report.statement(name, "predict"))
-        emit("done")
-        return
-    config = PredictConfig(**parameters)
-    for problem in predict_problems(config, role.name):
-        raise problem
-    emit("phase", arm="", round=0, phase="loading")
-    head = load_head(Path(input_model.get_directory()), config, current_site(role.name, party))
-    texts = read_texts(Path(test_data.get_directory()), config)
-    emit("phase", arm="", round=0, phase="answering")
-    shares = probabilities(head, texts, "answering")
-    folder = Path(output.get_directory())
-    write_jsonl(folder / "predictions.jsonl", predictions(shares, config.control.values))
-    output.write_metadata({"rows": len(texts)}, name=f"predictions_{role.name}_{party}", namespace="fate_llm_ext")
-    data = DataSet(table_name(test_data), "", len(texts))
-    kept = Artefact("predictions.jsonl", False, PREDICTIONS)
-    report.publish(report.statement(name, "predict", data=data, artefacts=[kept]))
-    emit("done")
+
+    def lines() -> Lines:
+        config = PredictConfig(**parameters)
+        for problem in predict_problems(config, role.name):
+            raise problem
+        emit("phase", arm="", round=0, phase="loading")
+        site = current_site(role.name, ctx.federation.local_party[1])
+        head = load_head(Path(input_model.get_directory()), config, site)
+        texts = read_texts(Path(test_data.get_directory()), config)
+        emit("phase", arm="", round=0, phase="answering")
+        return predictions(probabilities(head, texts, "answering"), config.control.values)
+
+    predict_stage(ctx, role, test_data, input_model, output, lines)
 
 
 def load_head(
@@ -115,7 +102,7 @@ def read_texts(table: Path, config: PredictConfig) -> List[str]:
     return texts
 
 
-def predictions(shares: np.ndarray, labels: List[str]) -> List[Dict[str, Any]]:
+def predictions(shares: np.ndarray, labels: List[str]) -> Lines:
     """Lines of the file, from the labels' probabilities (float [N, C])."""
     return [
         {

@@ -10,17 +10,13 @@ from fate_llm_ext.algo.fedcot.answers import Reasoner
 from fate_llm_ext.algo.fedcot.checks import predict_problems
 from fate_llm_ext.algo.fedcot.config import PredictConfig
 from fate_llm_ext.algo.fedcot.student import FACTS, facts
-from fate_llm_ext.algo.inference import PREDICTIONS, choice_lines
-from fate_llm_ext.algo.private import table_name
+from fate_llm_ext.algo.inference import Lines, choice_lines, predict_stage
 from fate_llm_ext.config import ModelConfig
-from fate_llm_ext.data.datasets import has_split, named, read_rows, write_jsonl
+from fate_llm_ext.data.datasets import has_split, named, read_rows
 from fate_llm_ext.data.templates import Example, get_template
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.models.loading import load_base, resolve_device
 from fate_llm_ext.models.lora import load_adapter
-from fate_llm_ext.privacy import report
-from fate_llm_ext.privacy.events import DataSet
-from fate_llm_ext.privacy.report import Artefact
 from fate_llm_ext.progress import emit
 from fate_llm_ext.site import Site, current_site
 
@@ -33,27 +29,19 @@ def run_predict(ctx: Any, role: Any, parameters: Dict[str, Any], test_data: Any,
     Writes ``predictions.jsonl``: row number, prediction, for closed choices their probabilities, and the rationale if
     ``explain`` asks for it. It never holds the prompt.
     """
-    party = ctx.federation.local_party[1]
-    name = f"{role.name} {party}"
-    if role.is_arbiter:
-        input_model.get_directory()
-        report.publish(report.statement(name, "predict"))
-        emit("done")
-        return
-    config = PredictConfig(**parameters)
-    for problem in predict_problems(config, role.name):
-        raise problem
-    emit("phase", arm="", round=0, phase="loading")
-    model = load_reasoner(Path(input_model.get_directory()), config, current_site(role.name, party))
-    examples = read_examples(Path(test_data.get_directory()), config)
-    emit("phase", arm="", round=0, phase="answering")
-    lines = predictions(model, examples, config)
-    write_jsonl(Path(output.get_directory()) / "predictions.jsonl", lines)
-    output.write_metadata({"rows": len(lines)}, name=f"predictions_{role.name}_{party}", namespace="fate_llm_ext")
-    data = DataSet(table_name(test_data), "", len(lines))
-    kept = Artefact("predictions.jsonl", False, PREDICTIONS)
-    report.publish(report.statement(name, "predict", data=data, artefacts=[kept]))
-    emit("done")
+
+    def lines() -> Lines:
+        config = PredictConfig(**parameters)
+        for problem in predict_problems(config, role.name):
+            raise problem
+        emit("phase", arm="", round=0, phase="loading")
+        site = current_site(role.name, ctx.federation.local_party[1])
+        model = load_reasoner(Path(input_model.get_directory()), config, site)
+        examples = read_examples(Path(test_data.get_directory()), config)
+        emit("phase", arm="", round=0, phase="answering")
+        return predictions(model, examples, config)
+
+    predict_stage(ctx, role, test_data, input_model, output, lines)
 
 
 def load_reasoner(
@@ -105,7 +93,7 @@ def read_examples(table: Path, config: PredictConfig) -> List[Example]:
     return list(template.examples(asked, source=table.name))
 
 
-def predictions(model: Reasoner, examples: List[Example], config: PredictConfig) -> List[Dict[str, Any]]:
+def predictions(model: Reasoner, examples: List[Example], config: PredictConfig) -> Lines:
     """Lines of the file; a rationale is sampled as ``decoding`` says, and the prediction does not depend on it."""
     if examples and examples[0].choices:
         lines = choice_lines(examples, model.log_probs(examples, "answering"))

@@ -102,17 +102,8 @@ class RationaleModel(Reasoner):
         if alpha == 0.0:
             return {"label_loss": self._alone(labels, train, seed, phase)}
         beside = self._items(rationales, self._learning.explain, alpha)
-        label_loss, rationale_loss = train_together(
-            self.network,
-            labels,
-            beside,
-            train,
-            epochs=train.epochs,
-            seed=seed,
-            pad_id=self.model.pad_id,
-            phase=phase,
-            heartbeat=self._heartbeat,
-        )
+        how = self._how(train, seed, phase)
+        label_loss, rationale_loss = train_together(self.network, labels, beside, train, **how)
         return {"label_loss": label_loss / (1.0 - alpha), "rationale_loss": rationale_loss / alpha}
 
     def learn(self, pairs: Sequence[Pair], train: TrainConfig, *, seed: int, phase: str) -> float:
@@ -130,16 +121,11 @@ class RationaleModel(Reasoner):
         write_facts(folder / FACTS, facts(self._config))
 
     def _alone(self, items: List[Item], train: TrainConfig, seed: int, phase: str) -> float:
-        return train_items(
-            self.network,
-            items,
-            train,
-            epochs=train.epochs,
-            seed=seed,
-            pad_id=self.model.pad_id,
-            phase=phase,
-            heartbeat=self._heartbeat,
-        )
+        return train_items(self.network, items, train, **self._how(train, seed, phase))
+
+    def _how(self, train: TrainConfig, seed: int, phase: str) -> Dict[str, Any]:
+        given = {"epochs": train.epochs, "seed": seed, "phase": phase}
+        return {**given, "pad_id": self.model.pad_id, "heartbeat": self._heartbeat}
 
     def _items(self, pairs: Sequence[Pair], lead: str, weight: float) -> List[Item]:
         """What follows the prompts, and the end token unless it had to be cut, in the order of the pairs."""
