@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -47,6 +48,7 @@ class _Point:
     runs: int
     utility: Cell
     attack: Cell
+    values: Tuple[float, ...]  # of the utility, one per run
 
 
 def utility_plots(jobs: Sequence[Sequence[Run]]) -> List[UtilityPlot]:
@@ -69,7 +71,7 @@ def _plots(task: str, jobs: Sequence[Sequence[Run]], tables: Sequence[Sequence[R
     for runs, found in zip(jobs, own):
         if metric in found and ATTACK in found:
             points += _points(task, runs, found[metric], found[ATTACK])
-    points = list(dict.fromkeys(points))  # training alone is the same whatever the strategy
+    points = _told_apart(points)
     points.sort(key=lambda one: (_style(one.series), one.series, one.epsilon or 0.0))
     if not points:
         return []
@@ -112,7 +114,8 @@ def _points(task: str, runs: Sequence[Run], utility: ResultTable, attacked: Resu
         series, epsilon = ARM_TITLES.get(arm, arm), None
         if arm != "standalone" and perturbed:
             series, epsilon = str(perturbed.get("strategy")), perturbed.get("epsilon")
-        found.append(_Point(series, epsilon, _count(task, arm, runs), value, attack))
+        values = _values(task, utility.metric, party, arm, runs)
+        found.append(_Point(series, epsilon, len(values), value, attack, values))
     return found
 
 
@@ -125,16 +128,29 @@ def _perturbation(task: str, runs: Sequence[Run]) -> Dict[str, Any]:
     return {}
 
 
-def _count(task: str, arm: str, runs: Sequence[Run]) -> int:
-    """Runs in which the attack on an arm was measured."""
-    return sum(
-        any(
-            event.get("metric") == ATTACK and event.get("arm") == arm
-            for events in run.get(task, {}).values()
-            for event in events
+def _values(task: str, metric: str, party: str, arm: str, runs: Sequence[Run]) -> Tuple[float, ...]:
+    """The utility in each run that has one."""
+    found = []
+    for run in runs:
+        for table in result_tables([{task: run[task]}] if task in run else []):
+            cell = table.rows.get(party, {}).get(arm)
+            if table.metric == metric and cell is not None:
+                found.append(cell.mean)
+    return tuple(found)
+
+
+def _told_apart(points: Sequence[_Point]) -> List[_Point]:
+    """Without points whose runs another one of their name has too: training alone, whatever the strategy."""
+    kept: List[_Point] = []
+    for point in sorted(points, key=lambda one: -one.runs):
+        same = (
+            one
+            for one in kept
+            if (one.series, one.epsilon, one.attack.mean) == (point.series, point.epsilon, point.attack.mean)
         )
-        for run in runs
-    )
+        if not any(not Counter(point.values) - Counter(one.values) for one in same):
+            kept.append(point)
+    return kept
 
 
 def _mark(point: _Point) -> Mark:

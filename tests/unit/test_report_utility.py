@@ -41,12 +41,13 @@ def write_run(
     metric: str = "accuracy",
     clients: tuple[str, ...] = CLIENTS,
     status: str = "success",
+    alone: float = 0.5,
     more: dict[str, Any] | None = None,
 ) -> Path:
     arm = "distilling" if strategy == "none" else "fedcot"
     for number, party in enumerate(clients):
         shift = 0.1 * number
-        events = [statement(strategy, epsilon), result("standalone", metric, 0.5 + shift)]
+        events = [statement(strategy, epsilon), result("standalone", metric, alone + shift)]
         events += [result(arm, metric, accuracy + shift)]
         if attack is not None:
             events += [result(arm, "attack_success", attack + shift), result("standalone", "attack_success", 0.0)]
@@ -100,10 +101,22 @@ def test_a_study_is_one_plot_in_which_training_alone_stands_once(tmp_path):
     assert len({svg for _, svg in plot.legend}) == 5, "all strategies look different"
 
 
-@pytest.mark.parametrize(("strategy", "title"), [("fedcot", "FedCoT"), (None, "FedCoT")])
-def test_without_a_statement_an_arm_keeps_its_name(tmp_path, strategy, title):
+def test_training_alone_stands_once_even_if_a_job_has_fewer_seeds(tmp_path):
+    def run(name: str, seed: int, alone: float, **more: Any) -> Path:
+        return write_run(tmp_path / f"{name}{seed}", seed=seed, alone=alone, **more)
+
+    metric = [run("m", seed, 0.5 + 0.1 * seed) for seed in range(3)]
+    exponential = [run("e", seed, 0.5 + 0.1 * seed, strategy="exponential") for seed in range(2)]
+    (plot,) = plots(exponential, metric)
+    assert plot.rows[0] == ["Standalone", "-", "3", "65.0 ± 10.0 %", "0.0 ± 0.0 %"]
+    assert [row[0] for row in plot.rows] == ["Standalone", "exponential", "metric"]
+    (plot,) = plots([run("x", 0, 0.42, strategy="exponential")], metric)
+    assert [row[2] for row in plot.rows] == ["3", "1", "1", "3"], "another training, another point"
+
+
+def test_without_a_statement_an_arm_keeps_its_name(tmp_path):
     (plot,) = plots([write_run(tmp_path / "a", None)])
-    assert plot.rows[1][0] == title
+    assert plot.rows[1][0] == "FedCoT"
 
 
 def test_a_single_client_stands_for_itself_and_other_metrics_serve(tmp_path):
