@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from fate_llm_ext.algo.fedcot.attacks import attack, inversion
+from fate_llm_ext.algo.fedcot.attacks import attack, check_attack, inversion
 from fate_llm_ext.algo.fedcot.attacks.copies import copy_figures
 from fate_llm_ext.algo.fedcot.attacks.inversion import considered, different, nearest_words, posterior, word_prior
 from fate_llm_ext.algo.fedcot.attacks.measure import attack_words
@@ -23,6 +23,8 @@ from fate_llm_ext.algo.fedcot.perturbation.perturber import Perturbed, Perturber
 from fate_llm_ext.algo.fedcot.perturbation.ratios import ratio_test
 from fate_llm_ext.algo.fedcot.perturbation.vocabulary import Vocabulary
 from fate_llm_ext.algo.fedcot.strategies import Asked
+from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.site import Site
 
 SIZE = 40
 STRATEGIES = ("exponential", "fixed_vocabulary", "metric")
@@ -360,6 +362,20 @@ def test_the_job_attacks_each_strategy_in_its_own_way(tmp_path):
         assert attack(AttackConfig(methods=["ratio"]), name, asked(texts), strategy, party) == {}
     some = attack(AttackConfig(methods=["inversion"], words=20), "none", asked(texts), strategy, party)
     assert some["attack_records"] == 3
+
+
+def test_a_student_that_cannot_guess_is_refused_before_anything_is_spent(tmp_path):
+    student: Any = SimpleNamespace(network=SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=True)))
+    site = Site(models={"other": str(tmp_path)})
+    infill = AttackConfig(methods=["infill"])
+    with pytest.raises(ExtensionError, match="E758"):
+        check_attack(infill, student, site)
+    check_attack(INVERSION, student, site)
+    check_attack(AttackConfig(methods=["infill"], model={"name": "other"}), student, site)
+    with pytest.raises(ExtensionError, match="E110"):
+        check_attack(AttackConfig(methods=["infill"], model={"name": "nowhere"}), student, site)
+    student.network.config.is_encoder_decoder = False
+    check_attack(infill, student, site)
 
 
 def test_different_words_can_be_put_back():

@@ -15,6 +15,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
 import numpy as np
 
 from fate_llm_ext.algo.fedcot.adaptive import Adaptive
+from fate_llm_ext.algo.fedcot.attacks import check_attack
 from fate_llm_ext.algo.fedcot.checks import check_rationales
 from fate_llm_ext.algo.fedcot.generated import Generated
 from fate_llm_ext.algo.fedcot.handshake import greet
@@ -92,6 +93,7 @@ class Client:
             judged = read_rows(table.folder, "test") if has_split(table.folder, "test") else []
             self.judged = self._records(judged, table.folder)
         self.student = self._load_student()
+        check_attack(config.attack, self.student, party.site)
         self._templates = Prompts(config.rationale, config.decoding)
         scene = Scene(
             party,

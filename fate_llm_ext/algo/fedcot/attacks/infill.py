@@ -45,9 +45,7 @@ class Infiller:
     """
 
     def __init__(self, network: Any, tokenizer: Any, words: Sequence[str], batch_size: int = 64) -> None:
-        base = network.get_base_model() if hasattr(network, "get_base_model") else network
-        if getattr(base.config, "is_encoder_decoder", False):
-            raise ExtensionError("E758", model=type(base).__name__)
+        base = check_infiller(network)
         self._network = network
         self._tokenizer = tokenizer
         self._batch_size = batch_size
@@ -184,6 +182,18 @@ class Infiller:
             torch.log_softmax(logits[row, torch.from_numpy(places)].float(), dim=1).cpu().numpy()
             for row, (_, places) in enumerate(built)
         ]
+
+
+def check_infiller(network: Any) -> Any:
+    """The model below an adapter, if it can guess a word between others.
+
+    Raises:
+        ExtensionError: E758 it is an encoder-decoder.
+    """
+    base = network.get_base_model() if hasattr(network, "get_base_model") else network
+    if getattr(base.config, "is_encoder_decoder", False):
+        raise ExtensionError("E758", model=type(base).__name__)
+    return base
 
 
 def _mask(tokenizer: Any) -> Optional[int]:

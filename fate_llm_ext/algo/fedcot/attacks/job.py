@@ -7,14 +7,16 @@ from typing import Dict, List, Sequence
 import numpy as np
 
 from fate_llm_ext.algo.fedcot.attacks.copies import copy_figures
-from fate_llm_ext.algo.fedcot.attacks.infill import Infiller, load_infiller
+from fate_llm_ext.algo.fedcot.attacks.infill import Infiller, check_infiller, load_infiller
 from fate_llm_ext.algo.fedcot.attacks.inversion import word_prior
 from fate_llm_ext.algo.fedcot.attacks.measure import attack_words, clear_figures
 from fate_llm_ext.algo.fedcot.config import AttackConfig
 from fate_llm_ext.algo.fedcot.perturbation.words import split
 from fate_llm_ext.algo.fedcot.strategies import Asked, FedCoTParty, Strategy
+from fate_llm_ext.algo.fedcot.student import RationaleModel
 from fate_llm_ext.algo.party import derived_seed
 from fate_llm_ext.data.datasets import read_rows
+from fate_llm_ext.site import Site
 
 DOING = "attacking the questions"
 
@@ -74,6 +76,21 @@ def attack(
         return clear_figures(len(private), sum(len(split(text)) for text in private))
     base = _texts(held_out)[: len(private)]
     return copy_figures(private, asked.prompts, base, heartbeat)
+
+
+def check_attack(config: AttackConfig, student: RationaleModel, site: Site) -> None:
+    """What would stop the attacks, before anything is spent.
+
+    Raises:
+        ExtensionError: E758 the student cannot guess words between others, and no other model is named; E110, E111 the
+            site does not know the model that is.
+    """
+    if "infill" not in config.methods:
+        return
+    if config.model is None:
+        check_infiller(student.network)
+    else:
+        site.lookup("models", config.model.name)
 
 
 def _infiller(config: AttackConfig, strategy: Strategy, party: FedCoTParty) -> Infiller:
