@@ -176,6 +176,26 @@ def awaited_host_fails(channel: Channel) -> Outcome:
     return {}
 
 
+def guest_is_left_out(channel: Channel) -> Outcome:
+    """The guest sends what is no message of the protocol, and then waits for an answer."""
+    if channel.local == "guest 9999":
+        channel.send(channel.peers[0], Other(np.arange(2, dtype=np.int32)), 0)
+        channel.receive(channel.peers[0], Numbers, 0)
+    elif channel.is_arbiter:
+        channel.tolerate()
+        for peer in list(channel.peers):
+            try:
+                channel.receive(peer, Numbers, 0)
+            except ExtensionError as error:
+                channel.leave_out(peer, error.code)
+            else:
+                channel.send(peer, numbers("thanks"), 0)
+    else:
+        channel.send(channel.peers[0], numbers("x"), 0)
+        channel.receive(channel.peers[0], Numbers, 0)
+    return {}
+
+
 def fails_at_once(channel: Channel) -> Outcome:
     """A party that raises before its first message."""
     if channel.local == "host 10001":
@@ -531,6 +551,16 @@ def test_a_party_that_drops_out_can_be_left_out(parties: Parties) -> None:
         assert outcomes[client]["answer"] == f"for {client[0]} {client[1]}"
         assert outcomes[client]["lost"] == {}
         assert outcomes[client]["left"] == [0]
+
+
+def test_who_is_left_out_is_told(parties: Parties) -> None:
+    """It need not wait until the silence is too long."""
+    outcomes = parties.run(guest_is_left_out, heartbeat_seconds=0.1)
+    guest = outcomes.pop(GUEST)
+    assert (guest["error"], guest["facts"]["party"]) == ("E303", "arbiter 9998")
+    assert guest["seconds"] < 20, "of 60"
+    fine(outcomes)
+    assert outcomes[ARBITER]["lost"] == {"guest 9999": "E301"}
 
 
 def test_a_party_that_is_waited_for_is_not_left_out_unasked(parties: Parties) -> None:
