@@ -50,7 +50,8 @@ def ratios(
     be true of the worst pair and, on average, of any; `kept` is how often a word stands for itself.
     """
     from fate_llm_ext.algo.fedcot.config import PerturbationConfig
-    from fate_llm_ext.algo.fedcot.perturbation.mechanisms import make_mechanism, word_bound
+    from fate_llm_ext.algo.fedcot.perturbation.bounds import word_bound
+    from fate_llm_ext.algo.fedcot.perturbation.mechanisms import make_mechanism
     from fate_llm_ext.algo.fedcot.perturbation.ratios import ratio_test
 
     vectors = _vectors(**source)
@@ -58,7 +59,9 @@ def ratios(
     for strategy in strategies:
         for epsilon in epsilons:
             config = PerturbationConfig.parse_obj({"strategy": strategy, "epsilon": epsilon, "sharpness": sharpness})
-            lines.append((strategy, word_bound(config), ratio_test(make_mechanism(config, vectors))))
+            lines.append(
+                (strategy, word_bound(config.strategy, config.epsilon), ratio_test(make_mechanism(config, vectors)))
+            )
     if as_json:
         found = [{"strategy": name, "bound": bound, **dataclasses.asdict(one)} for name, bound, one in lines]
         click.echo(json.dumps(found, indent=2))

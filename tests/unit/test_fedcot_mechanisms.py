@@ -11,13 +11,13 @@ from scipy.stats import chisquare
 
 from fate_llm_ext.algo.fedcot.config import PerturbationConfig
 from fate_llm_ext.algo.fedcot.perturbation import mechanisms
+from fate_llm_ext.algo.fedcot.perturbation.bounds import word_bound
 from fate_llm_ext.algo.fedcot.perturbation.mechanisms import (
     Exponential,
     FixedVocabulary,
     Mechanism,
     Metric,
     make_mechanism,
-    word_bound,
 )
 from fate_llm_ext.algo.fedcot.perturbation.radius import radius_law, rantext_scales
 from fate_llm_ext.algo.fedcot.perturbation.ratios import Ratios, ratio_test
@@ -342,9 +342,9 @@ def test_the_parameters_alone_tell_the_bound() -> None:
         ("adaptive_exponential", math.inf),
     ):
         config = PerturbationConfig(strategy=strategy, epsilon=3.0)
-        assert word_bound(config) == make_mechanism(config, table()).word_epsilon == bound
+        assert word_bound(config.strategy, config.epsilon) == make_mechanism(config, table()).word_epsilon == bound
     with pytest.raises(ValueError, match="replaces no words"):
-        word_bound(PerturbationConfig(strategy="dp_generator"))
+        make_mechanism(PerturbationConfig(strategy="dp_generator"), table())
 
 
 # ---- tables of any kind

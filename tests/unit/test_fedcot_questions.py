@@ -45,6 +45,8 @@ def test_the_columns_of_an_own_template() -> None:
     ("task", "question", "code", "words"),
     [
         (OWN, {"fields": ["label"]}, "E784", ["label", "the answer is made of it", "name, text"]),
+        ({**OWN, "columns": {"name": "label"}}, {}, "E784", ["name", "the answer is made of it"]),
+        ({"template": "ag_news", "columns": {"text": "label", "label": "label"}}, {}, "E784", ["text", "the answer"]),
         (OWN, {"fields": ["text", "birthday"]}, "E784", ["birthday", "does not show it"]),
         ({"template": "tickets"}, {"fields": ["label"]}, "E784", ["label", "the answer is made of it", "text"]),
         ({"template": "dialogsum"}, {"fields": ["summary2"]}, "E784", ["summary2", "the answer"]),
@@ -158,3 +160,12 @@ def test_in_clear_the_same_limit_holds() -> None:
     assert first_words(fields, 4) == {"a": "one two", "b": "four five"}
     assert first_words({**fields, "b": "four"}, 4)["a"] == fields["a"]
     assert first_words(fields, 3) == {"a": "one two", "b": "four"}
+
+
+def test_a_field_that_is_the_answer_under_another_name_is_found() -> None:
+    form = outgoing(OWN)
+    fields = [{"name": "Yes ", "text": "a"}, {"name": "no", "text": "yes"}, {"text": "b"}]
+    assert form.telling(fields, [" yes", " no", None]) == "name"
+    assert form.telling(fields, [" yes", " no", " no"]) is None
+    assert form.telling(fields[:1], [" yes"]) is None, "one answer tells nothing apart"
+    assert form.telling([], []) is None

@@ -199,7 +199,7 @@ def test_the_statement_about_a_generators_texts(tmp_path: Path) -> None:
     assert said["guarantee"]["epsilon"] == 8.0, "the records have the generator's guarantee, not a better one"
     assert "no further cost" in said["guarantee"]["text"]
     assert said["ledger"]["epsilon"] == 0.0
-    assert "post-processing of a release with (ε, δ) = (8.00, 1e-05)" in report.card(said)
+    assert "post-processing of a release whose own statement says (ε, δ) = (8.00, 1e-05)" in report.card(said)
 
 
 # --- before the job -----------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import List, Optional, Tuple
 
 from fate_llm_ext.algo.fedcot.config import WORD_BY_WORD, FedCoTConfig
@@ -14,19 +13,6 @@ COUNTS = "how many records there are, their fields, and how many words each has:
 
 
 POSITIONS = "where each question's record stands in its table, which a recording needs: a sorted table tells its labels"
-
-
-def word_bound(config: FedCoTConfig) -> float:
-    """Largest log-ratio of probabilities that one word can cause, from the parameters alone; inf without a bound.
-
-    ``fixed_vocabulary``: ε. ``metric``: 2ε, for the vectors have unit length and are at most 2 apart.
-    """
-    how = config.perturbation
-    if how.strategy == "fixed_vocabulary":
-        return float(how.epsilon or math.inf)
-    if how.strategy == "metric":
-        return 2.0 * float(how.epsilon or math.inf)
-    return math.inf
 
 
 def not_covered(config: FedCoTConfig) -> Tuple[str, ...]:

@@ -6,7 +6,7 @@ import math
 from typing import Optional, Sequence, Tuple
 
 from fate_llm_ext.algo.fedcot.config import FedCoTConfig
-from fate_llm_ext.algo.fedcot.guarantees import word_bound
+from fate_llm_ext.algo.fedcot.perturbation.bounds import word_bound
 from fate_llm_ext.algo.private import Planned
 from fate_llm_ext.privacy.accountants import default_delta
 from fate_llm_ext.privacy.events import DataSet, LocalDP, Mechanism, NonPrivate, PostProcessing, Release
@@ -29,7 +29,7 @@ def mechanism(config: FedCoTConfig, generator: Optional[Tuple[float, Optional[fl
     """
     strategy = config.perturbation.strategy
     if strategy in ("fixed_vocabulary", "metric"):
-        return LocalDP(word_bound(config), config.question.max_words)
+        return LocalDP(word_bound(strategy, config.perturbation.epsilon), config.question.max_words)
     if strategy == "dp_generator":
         epsilon, delta = generator or (0.0, 0.0)
         return PostProcessing(epsilon, delta) if delta is not None and math.isfinite(epsilon) else NonPrivate()

@@ -23,6 +23,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from fate_llm_ext.algo.fedcot.config import PerturbationConfig
+from fate_llm_ext.algo.fedcot.perturbation.bounds import word_bound
 from fate_llm_ext.algo.fedcot.perturbation.radius import FARTHEST, radius_law, rantext_scales
 
 UNKNOWN = -1
@@ -58,15 +59,10 @@ class Mechanism(ABC):
         if len(vectors) < 2 or not (np.isfinite(self._lengths) & (self._lengths > 0)).all():
             raise ValueError(f"{len(vectors)} vectors, of which some may be zero or not finite: no vocabulary")
 
-    @classmethod
-    @abstractmethod
-    def bound(cls, epsilon: float) -> float:
-        """:attr:`word_epsilon`, which the parameters alone decide."""
-
     @property
     def word_epsilon(self) -> float:
-        """See the class."""
-        return self.bound(self.epsilon)
+        """See the class; the parameters alone decide it."""
+        return word_bound(self.strategy, self.epsilon)
 
     def log_probabilities(self, ids: np.ndarray) -> np.ndarray:
         """Log P(·|x) of every x in ``ids``, int [M] with -1 for the unknown input; float64 [M, V]."""
@@ -152,11 +148,6 @@ class FixedVocabulary(Mechanism):
         self.sharpness = sharpness
         self.scale = self._calibrate() if len(vectors) <= CALIBRATED_WORDS else epsilon / 2
 
-    @classmethod
-    def bound(cls, epsilon: float) -> float:
-        """ε."""
-        return epsilon
-
     def _log_rows(self, words: np.ndarray) -> np.ndarray:
         return _log_softmax(self._utilities(words), self.scale)
 
@@ -208,11 +199,6 @@ class Metric(Mechanism):
 
     strategy = "metric"
 
-    @classmethod
-    def bound(cls, epsilon: float) -> float:
-        """2ε."""
-        return 2 * epsilon
-
     def _log_rows(self, words: np.ndarray) -> np.ndarray:
         return _log_softmax(self._distances(words), -self.epsilon / 2)
 
@@ -234,11 +220,6 @@ class Exponential(Mechanism):
     def __init__(self, epsilon: float, vectors: np.ndarray) -> None:
         super().__init__(epsilon, vectors)
         self.radii, self._counts = radius_law(rantext_scales(epsilon, vectors, self._lengths))
-
-    @classmethod
-    def bound(cls, epsilon: float) -> float:
-        """Infinity."""
-        return math.inf
 
     def _log_rows(self, words: np.ndarray) -> np.ndarray:
         """The sum over all radii, nearest words first, so that candidates are the first columns."""
@@ -330,12 +311,6 @@ def make_mechanism(config: PerturbationConfig, vectors: np.ndarray) -> Mechanism
     if issubclass(kind, FixedVocabulary):
         return kind(epsilon, vectors, config.sharpness)
     return kind(epsilon, vectors)
-
-
-def word_bound(config: PerturbationConfig) -> float:
-    """:attr:`Mechanism.word_epsilon` from the parameters alone: ``fixed_vocabulary`` ε, ``metric`` 2ε, others ∞."""
-    kind, epsilon = _kind(config)
-    return kind.bound(epsilon)
 
 
 def _kind(config: PerturbationConfig) -> Tuple[Type[Mechanism], float]:
