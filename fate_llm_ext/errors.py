@@ -690,8 +690,8 @@ CATALOGUE: dict[str, ErrorKind] = {
     ),
     "E789": ErrorKind(
         "{got} of {asked} questions have a rationale: {note}.",
-        "The model learns from what there is. Look at the LLM's prompts (`fate-llm-ext check --show-prompts`) and at the "
-        "counts of dropped rationales.",
+        "The model learns from what there is. Look at the LLM's prompts (`fate-llm-ext check --show-prompts`) and at "
+        "the counts of dropped rationales.",
     ),
     "E790": ErrorKind(
         "None of {got} rationales is good enough to learn from ({dropped}): the model has learned from labels alone.",
