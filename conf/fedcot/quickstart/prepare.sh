@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes everything that the FedCoT quickstart needs, offline: errands for both clients, a small model for them, and an LLM,
 # if a tiny one, for the arbiter.
-#     sh conf/fedcot/quickstart/prepare.sh [FOLDER] [SEED]      (about 2 minutes; nothing to do the second time)
+#     sh conf/fedcot/quickstart/prepare.sh [FOLDER] [SEED]      (about 3 minutes; nothing to do the second time)
 #
 # All texts come from a generator of sentence patterns. A real LLM knows where one gets stamps, and reads over a strange
 # word; this one has been taught both: it has read other errands with their reasons, half of them with words replaced.
