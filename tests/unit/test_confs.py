@@ -30,7 +30,9 @@ def test_there_are_jobs() -> None:
     }
 
 
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: f"{path.parent.parent.name}/{path.parent.name}")
+@pytest.mark.parametrize(
+    "path", [*JOBS, CONF / "fedcot" / "quickstart" / "linked.yaml"], ids=lambda path: str(path.relative_to(CONF))
+)
 def test_the_job_and_its_site_file_fit(path: Path, tmp_path: Path) -> None:
     for site in load_sites(path.with_name("sites.yaml"), str(tmp_path)).values():
         for kind in (site.tables, site.models, site.public):
