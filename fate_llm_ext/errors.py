@@ -632,7 +632,7 @@ CATALOGUE: dict[str, ErrorKind] = {
         "`fate-llm-ext desc fedcot` shows the default.",
     ),
     "E769": ErrorKind(
-        "The LLM {name!r} is {found}, the job asks for {asked}.",
+        "The LLM {llm!r} is {found}, the job asks for {asked}.",
         "Set `rationale.recorded` of the fedcot task to true for a recording, to false for all other LLMs; no other "
         "component takes a recording.",
         shared=True,

@@ -157,7 +157,7 @@ class Site(pydantic.BaseModel):
             raise ExtensionError("E131", name=name, count=len(found), known=known)
         if (found[0] == "recordings") != recorded:
             words = ("an LLM that reads its prompts", "a recording")
-            raise ExtensionError("E769", name=name, found=words[not recorded], asked=words[recorded])
+            raise ExtensionError("E769", llm=name, found=words[not recorded], asked=words[recorded])
         if found[0] == "endpoints":
             return self.endpoints[name]
         path = self.lookup(found[0], name)

@@ -61,7 +61,7 @@ class Answerer:
         self._batch_size = evaluation.batch_size
         self._heartbeat = heartbeat
         self._lead = lead
-        self._apart = is_encoder_decoder(model)
+        self._apart = model is not None and is_encoder_decoder(model)  # without one it can encode for a causal LM
 
     def encode(self, examples: Sequence[Example], answers: Sequence[str]) -> List[Encoded]:
         """Prompt + answer, tokenised jointly (for an encoder-decoder each by itself), ending with the end token."""
