@@ -314,6 +314,21 @@ def test_an_empty_table_and_a_column_that_is_not_there(make: Callable[..., Clien
         make(rows(), task={**TASK, "columns": {"text": "body"}})
 
 
+def test_an_slm_without_room_to_decode_is_found_before_anything_is_charged(make: Callable[..., Client]) -> None:
+    with pytest.raises(ExtensionError, match=r"E665 .*5000"):
+        make(rows(), decoding={"method": "model", "max_new_tokens": 5000})
+    assert make(rows(), decoding={"method": "model", "max_new_tokens": 20})
+    assert make(rows(), decoding={"method": "substitution", "max_new_tokens": 5000}), "nothing is written then"
+
+
+@pytest.mark.parametrize("field", ["text", "name"])
+def test_a_field_that_repeats_the_answer_does_not_leave(make: Callable[..., Client], field: str) -> None:
+    table = [{**row, field: row["label"].upper()} for row in rows()]
+    with pytest.raises(ExtensionError, match=f"E792 .*{field}") as caught:
+        make(table, question={"fields": ["name", "text"]})
+    assert wire_cause(caught.value, "preparing the records") == UNTOLD_CAUSE
+
+
 def test_one_record_is_enough(make: Callable[..., Client]) -> None:
     wire = Wire()
     client = make(rows()[:1], wire, perturbation=CLEAR)

@@ -17,6 +17,7 @@ import numpy as np
 from fate_llm_ext.algo.fedcot.adaptive import Adaptive
 from fate_llm_ext.algo.fedcot.attacks import check_attack
 from fate_llm_ext.algo.fedcot.checks import check_rationales
+from fate_llm_ext.algo.fedcot.config import WORD_BY_WORD
 from fate_llm_ext.algo.fedcot.generated import Generated
 from fate_llm_ext.algo.fedcot.handshake import greet
 from fate_llm_ext.algo.fedcot.prompts import Prompts
@@ -42,6 +43,7 @@ from fate_llm_ext.data.datasets import has_split, named, read_rows
 from fate_llm_ext.data.formats import Row
 from fate_llm_ext.data.templates import Example, get_template
 from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.models.loading import positions
 from fate_llm_ext.progress import emit
 
 Received = Tuple[np.ndarray, List[str], np.ndarray]  # question of each rationale, text, whether it was cut
@@ -93,6 +95,7 @@ class Client:
             judged = read_rows(table.folder, "test") if has_split(table.folder, "test") else []
             self.judged = self._records(judged, table.folder)
         self.student = self._load_student()
+        self._refuse_narrow()
         check_attack(config.attack, self.student, party.site)
         self._templates = Prompts(config.rationale, config.decoding)
         scene = Scene(
@@ -143,6 +146,13 @@ class Client:
         field = self.outgoing.telling(self.records.fields, [one.answer for one in examples])
         if field is not None:
             raise ExtensionError("E792", field=field, rows=len(examples))
+
+    def _refuse_narrow(self) -> None:
+        """E665: an SLM that is to decode has no room for what it should read; half of its context is the least."""
+        config, limit = self._party.config, positions(self.student.network.config)
+        decodes = config.decoding.method == "model" and config.perturbation.strategy in WORD_BY_WORD
+        if decodes and limit is not None and limit // 2 + config.decoding.max_new_tokens > limit:
+            raise ExtensionError("E665", prompt=limit // 2, new=config.decoding.max_new_tokens, limit=limit)
 
     def _load_student(self) -> RationaleModel:
         party, config = self._party, self._party.config
