@@ -233,12 +233,16 @@ def open_vocabulary(scene: Scene) -> Vocabulary:
     network, tokenizer = scene.student.network, scene.student.tokenizer
     if config.model is not None:
         network, tokenizer = load_base(party.site.lookup("models", config.model.name), config.model, party.device)
-    texts = None if config.public is None else _texts(party.site.lookup("public", config.public))
-    return build_vocabulary(tokenizer, embedding_table(network), config, texts)
+    return build_vocabulary(tokenizer, embedding_table(network), config, public_texts(party))
 
 
-def _texts(path: Path) -> Iterable[str]:
-    return (value for row in read_rows(path) for value in row.values() if isinstance(value, str))
+def public_texts(party: FedCoTParty) -> Optional[Iterable[str]]:
+    """The texts of the public set that the vocabulary comes from; None if it comes from the model's tokenizer."""
+    public = party.config.vocabulary.public
+    if public is None:
+        return None
+    rows = read_rows(party.site.lookup("public", public))
+    return (value for row in rows for value in row.values() if isinstance(value, str))
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -12,10 +12,9 @@ from fate_llm_ext.algo.fedcot.attacks.inversion import word_prior
 from fate_llm_ext.algo.fedcot.attacks.measure import attack_words, clear_figures
 from fate_llm_ext.algo.fedcot.config import AttackConfig
 from fate_llm_ext.algo.fedcot.perturbation.words import split
-from fate_llm_ext.algo.fedcot.strategies import Asked, FedCoTParty, Strategy
+from fate_llm_ext.algo.fedcot.strategies import Asked, FedCoTParty, Strategy, public_texts
 from fate_llm_ext.algo.fedcot.student import RationaleModel
 from fate_llm_ext.algo.party import derived_seed
-from fate_llm_ext.data.datasets import read_rows
 from fate_llm_ext.site import Site
 
 DOING = "attacking the questions"
@@ -55,16 +54,13 @@ def attack(
 
     attacked = set(config.methods) - {"ratio"}
     if asked.perturbed is not None and strategy.vocabulary is not None and strategy.mechanism is not None:
-        public = party.config.vocabulary.public
-        rows = () if public is None else read_rows(party.site.lookup("public", public))
-        texts = (value for row in rows for value in row.values() if isinstance(value, str))
         return attack_words(
             config,
             asked.perturbed,
             strategy.vocabulary,
             strategy.mechanism,
             closed_form=name != "adaptive_exponential",
-            prior=word_prior(strategy.vocabulary, None if public is None else texts),
+            prior=word_prior(strategy.vocabulary, public_texts(party)),
             infiller=_infiller(config, strategy, party) if "infill" in attacked else None,
             seed=derived_seed(party.config.seed, _ATTACKING),
             heartbeat=heartbeat,
