@@ -167,6 +167,10 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Install the same version at both sites.",
         shared=True,
     ),
+    "E308": ErrorKind(
+        "The message broker of this site gives no queue for {party}: {queues}.",
+        "Look at the broker's log and at its user and permissions in FATE Flow's service_conf.yaml.",
+    ),
     "E320": ErrorKind(
         "A peer's vocabulary is malformed: {problem}.",
         "run the same version of fate_llm_ext on every party.",

@@ -23,6 +23,7 @@ from typing import Any, Dict, List, Optional, Sequence, Type, TypeVar
 from fate_llm_ext.config import NetworkConfig
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.federation.codec import WireMessage, decode, encode
+from fate_llm_ext.federation.queues import open_all
 from fate_llm_ext.progress import emit
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class Channel:
         self.lost: Dict[str, str] = {}
         self.bytes_sent = 0
         self.bytes_received = 0
-        _open_tables(ctx.federation)
+        open_all(ctx.federation, wanted, (self._send_name, self._receive_name))
         for peer in self.peers:
             threading.Thread(target=self._read, args=(peer,), name=f"from {peer.name}", daemon=True).start()
 
@@ -303,15 +304,3 @@ class Channel:
         except Exception as error:  # reported by whoever waits for this peer
             logger.warning("reading from %s failed", peer.name, exc_info=True)
             peer.broken = f"{type(error).__name__}: {error}"
-
-
-def _open_tables(federation: Any) -> None:
-    """Have FATE's standalone engine open this party's two tables now.
-
-    It would open them on first use, in each reading thread, and LMDB allows a process to open a table once
-    only: with two peers or more, reading fails now and then ("mdb_txn_begin: Invalid argument").
-    """
-    tables = getattr(getattr(federation, "_federation", None), "_meta", None)
-    if tables is not None:
-        tables.get_status(b"none")
-        tables.get_object(b"none")

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# The HTTP gateway of one site: nginx of the distribution (apt-get install nginx-light). The site's FATE Flow sends all
+# requests for partners to it, and partners send theirs for this site to it; the header dest-party-id says whose it is.
+#
+#     proxy.sh start|stop|reload|status SITE_FOLDER
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+command=${1:?start, stop, reload or status}
+load_site "${2:?the folder of the site}"
+home=$SITE/proxy
+pid_file=$home/nginx.pid
+nginx=$(command -v nginx || echo /usr/sbin/nginx)
+
+configure() {
+    local routes="" party host port _broker
+    while read -r party host port _broker; do
+        [ "$party" = "$PARTY_ID" ] && host=$LISTEN port=$FLOW_HTTP_PORT
+        routes+="        $party $host:$port;"$'\n'
+    done < <(grep -Ev '^[[:space:]]*(#|$)' "$SITE/partners")
+    mkdir -p "$home"
+    fill nginx.conf "$home/nginx.conf" HOME="$home" LISTEN="$LISTEN:$PROXY_PORT" ROUTES="$routes"
+}
+
+answers() {
+    curl -fsS -H "dest-party-id: $PARTY_ID" "http://$LISTEN:$PROXY_PORT/v2/server/fateflow"
+}
+
+case $command in
+start)
+    alive "$pid_file" && exit 0
+    [ -x "$nginx" ] || fail "nginx is not installed." "apt-get install nginx-light, then repeat."
+    free_port proxy "$PROXY_PORT"
+    configure
+    "$nginx" -p "$home" -e "$home/error.log" -c "$home/nginx.conf" || fail "nginx does not start." "read $home/error.log."
+    ;;
+reload)
+    configure
+    "$nginx" -p "$home" -e "$home/error.log" -c "$home/nginx.conf" -s reload
+    ;;
+stop) stop_pid "$pid_file" 10 ;;
+status)
+    if answers >/dev/null 2>&1; then
+        echo "proxy: reaches this site's FATE Flow through $LISTEN:$PROXY_PORT"
+    else
+        echo "proxy: no answer of this site's FATE Flow through $LISTEN:$PROXY_PORT; log: $home/error.log"
+        exit 1
+    fi
+    ;;
+*) fail "there is no command $command." "start, stop, reload or status." ;;
+esac
