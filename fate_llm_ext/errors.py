@@ -171,6 +171,21 @@ CATALOGUE: dict[str, ErrorKind] = {
         "The message broker of this site gives no queue for {party}: {queues}.",
         "Look at the broker's log and at its user and permissions in FATE Flow's service_conf.yaml.",
     ),
+    "E309": ErrorKind(
+        "The process of {party} was killed while {doing}.",
+        "Look for kill -9, and for lack of memory (`dmesg`), at the site of {party}; then run job {job} again.",
+        shared=True,
+    ),
+    "E310": ErrorKind("Job {job} was stopped, and with it the process of {party}.", "Nothing, if that was meant."),
+    "E311": ErrorKind(
+        "FATE Flow ended the process of {party} while {doing}: job {job} failed at another site, before that could say "
+        "why.",
+        "Ask the other sites for the reports of their tasks in job {job}.",
+    ),
+    "E312": ErrorKind(
+        "The job gives parameters that the component does not have: {names}.",
+        "Run `fate-llm-ext check` on the job file; known are: {known}.",
+    ),
     "E320": ErrorKind(
         "A peer's vocabulary is malformed: {problem}.",
         "run the same version of fate_llm_ext on every party.",
@@ -709,6 +724,73 @@ CATALOGUE: dict[str, ErrorKind] = {
     "E792": ErrorKind(
         "The field {field} may leave, and it is the answer itself in all of {rows} rows.",
         "Take it out of `question.fields` and of `task.prompt`; see `task.columns`.",
+    ),
+    # E8xx - FATE Flow: submitting 800, provider 820, checks of sites 835, pipelines 850 --------------------------
+    "E820": ErrorKind(
+        "{python} is not the Python of a FATE Flow server: {reason}.",
+        "Name the Python of the server's environment, e.g. --server-python /data/projects/fate/env/bin/python.",
+    ),
+    "E821": ErrorKind(
+        "{python} has FATE Flow {got}; providers are made for {expected}.",
+        "Install fate_flow=={expected} there, or name another server's Python.",
+    ),
+    "E822": ErrorKind(
+        "A Python 3.11 with venv is needed: {found}.",
+        "apt-get install python3.11 python3.11-venv (or pyenv install 3.11), or name one: --python /path/to/python3.11",
+    ),
+    "E823": ErrorKind(
+        "The package index cannot be reached, or it has no torch for this machine (log: {log}).",
+        "Check the network, name a mirror (PIP_INDEX_URL, UV_INDEX_URL), or take a wheelhouse along: `fate-llm-ext "
+        "provider wheelhouse`. What was done stays done.",
+    ),
+    "E824": ErrorKind("The step `{step}` failed: {reason}.", "Read {log}, then repeat; what was done stays done."),
+    "E825": ErrorKind("{path} is no checkout, wheel or sdist of fate-llm-ext.", "Correct --source."),
+    "E826": ErrorKind(
+        "{path} holds no environment (bin/python, or venv/bin/python).", "Name a provider's folder, or its `venv`."
+    ),
+    "E827": ErrorKind(
+        "FATE Flow's workers would not run in {environment}: {reason}.",
+        "Run `fate-llm-ext provider build` again; if it was shared with --environment, build that one first.",
+    ),
+    "E828": ErrorKind(
+        "{path} holds no finished provider: {reason}.", "Run `fate-llm-ext provider build {path} --server-python ...`."
+    ),
+    "E829": ErrorKind(
+        "{path} could not be changed: {reason}.",
+        "Set `default_provider` there by hand, or name the provider in the job (dag.conf.task.provider).",
+    ),
+    "E830": ErrorKind(
+        "{server} says that {provider} is {got}; it was told {expected}.",
+        "Look whether somebody else registers the same version there, then repeat.",
+    ),
+    "E831": ErrorKind("{path} cannot be written: {reason}.", "Correct the rights, or choose another folder."),
+    "E832": ErrorKind(
+        "A package has no wheel and could not be built (log: {log}).",
+        "apt-get install g++ python3.11-dev, or use a wheelhouse, where it is built already; then repeat.",
+    ),
+    "E833": ErrorKind(
+        "The wheelhouse {wheelhouse} has no {package}.",
+        "Make it with the same version of this package, on a machine of the same kind (`provider wheelhouse`).",
+    ),
+    "E835": ErrorKind(
+        "{count} thing(s) keep these sites from a common job: {problems}.",
+        "Install the same versions at all sites, and look at the log of a site that cannot use its file.",
+        shared=True,
+    ),
+    "E836": ErrorKind(
+        "The sites have different versions of {differences}.",
+        "Jobs run, but their numbers may differ from those of sites that are alike.",
+        shared=True,
+    ),
+    "E837": ErrorKind(
+        "The clock of {party} differs by {offset} from the arbiter's (limit {limit} s).",
+        "Have it set by NTP; until then times in logs of several sites cannot be compared.",
+        shared=True,
+    ),
+    "E838": ErrorKind(
+        "The clocks of {party} and the arbiter moved against each other during the check, within {seconds} s.",
+        "See that neither is being set by hand, and repeat the check.",
+        shared=True,
     ),
 }
 

@@ -1,14 +1,15 @@
 """Events of a running party: what it does, how far it is, what it measured.
 
 Events go to the log (one line each) and, when the variable ``FATE_LLM_EXT_EVENTS`` names a file, as
-JSON lines into that file, which the local engine follows for live progress and the report reads. They
+JSON lines into that file, which the local engine follows for live progress and the report reads. Under FATE
+Flow there is no such file: each line of the log then is ``event`` and the JSON, all events included. They
 hold counts and numbers, never text of prompts or answers.
 
-Types: ``phase`` (arm, round, phase), ``progress`` (phase, done, total), ``metric`` (arm, round, name,
-value), ``result`` (arm, metric, value), ``message`` (direction, peer, name, round, bytes), ``waiting``
-(peer, seconds), ``privacy`` (a statement, see :mod:`fate_llm_ext.privacy.report`), ``error`` (code,
-message), ``warning`` (code, message: something failed that the task does without), ``done``. Every event has
-``time`` (seconds since epoch).
+Types: ``started`` (version: number of the try, under FATE Flow only), ``phase`` (arm, round, phase),
+``progress`` (phase, done, total), ``metric`` (arm, round, name, value), ``result`` (arm, metric, value),
+``message`` (direction, peer, name, round, bytes), ``waiting`` (peer, seconds), ``privacy`` (a statement, see
+:mod:`fate_llm_ext.privacy.report`), ``error`` (code, message), ``warning`` (code, message: something failed
+that the task does without), ``done``. Every event has ``time`` (seconds since epoch).
 """
 
 from __future__ import annotations
@@ -18,23 +19,37 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Dict, Optional
 
 EVENTS_VARIABLE = "FATE_LLM_EXT_EVENTS"
 _UNLOGGED = ("progress", "privacy")  # too often, too long; who makes a statement logs its headline
 
+EVENT_MARK = "event "
+
 logger = logging.getLogger(__name__)
+_as_json = False
+
+
+def log_events() -> None:
+    """From now on, events are JSON in the log."""
+    global _as_json
+    _as_json = True
 
 
 def emit(type: str, **fields: Any) -> None:
     """Record one event."""
-    if type not in _UNLOGGED:
+    if _as_json:
+        logger.info("%s%s", EVENT_MARK, _json(type, fields))
+    elif type not in _UNLOGGED:
         logger.info("%s %s", type, " ".join(f"{key}={value}" for key, value in fields.items()))
     path = os.environ.get(EVENTS_VARIABLE)
     if path:
-        line = json.dumps({"time": round(time.time(), 3), "type": type, **fields})
         with Path(path).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(_json(type, fields) + "\n")
+
+
+def _json(type: str, fields: Dict[str, Any]) -> str:
+    return json.dumps({"time": round(time.time(), 3), "type": type, **fields})
 
 
 class Progress:

@@ -31,6 +31,7 @@ SITE_FILE_VARIABLE = "FATE_LLM_EXT_SITE"
 ROOT_VARIABLE = "FATE_LLM_EXT_ROOT"
 ONLY_DEVICE_VARIABLE = "FATE_LLM_EXT_ONLY_DEVICE"  # the `cuda:<index>` of which the process sees nothing else
 DEFAULT_SITE_FILE = "~/.fate_llm_ext/site.yaml"
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")  # nothing is fetched while a task runs
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,24 @@ def current_site(role: str, party_id: str) -> Site:
     if site is None:
         raise ExtensionError("E114", party=party, path=path, known=", ".join(sorted(sites)))
     return site
+
+
+def cuda_environment(device: str, visible: Optional[str]) -> Dict[str, str]:
+    """Variables that leave the process one device, as ``cuda:0``; libraries tend to take the first or all.
+
+    Args:
+        device: the site's setting; ``cuda:1`` is the second of the visible devices.
+        visible: ``CUDA_VISIBLE_DEVICES`` here, None for all devices.
+    """
+    match = re.fullmatch(r"cuda:(\d+)", device)
+    if match is None:
+        return {}
+    index = int(match[1])
+    names = None if visible is None else [name.strip() for name in visible.split(",") if name.strip()]
+    if names is not None and index >= len(names):
+        return {}  # the party says so: E401
+    name = str(index) if names is None else names[index]
+    return {"CUDA_VISIBLE_DEVICES": name, ONLY_DEVICE_VARIABLE: device}
 
 
 def _share_budgets(sites: Dict[str, Site]) -> List[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Sequence
 
+from fate_llm_ext import worker
 from fate_llm_ext.privacy import report
 from fate_llm_ext.privacy.events import DataSet, Release, fingerprint_records
 from fate_llm_ext.privacy.report import LedgerTotal, TrainingFacts
@@ -46,8 +47,12 @@ def data_set(reader: Any, rows: Sequence[Mapping[str, Any]]) -> DataSet:
 def table_name(reader: Any) -> str:
     """``<namespace>/<name>`` of a data input; of what another task wrote, the name of its folder."""
     metadata = reader.artifact.metadata
-    folder = Path(reader.get_directory()).name
-    return f"{metadata.namespace or 'unnamed'}/{metadata.name or folder}"
+    folder = str(reader.get_directory())
+    if not metadata.name:
+        known = worker.table(folder)
+        if known is not None:
+            return known
+    return f"{metadata.namespace or 'unnamed'}/{metadata.name or Path(folder).name}"
 
 
 def job_id(ctx: Any) -> str:

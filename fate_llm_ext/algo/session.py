@@ -6,6 +6,7 @@ import contextlib
 import logging
 from typing import Any, Callable, Dict, Iterator, Sequence
 
+from fate_llm_ext import worker
 from fate_llm_ext.config import NetworkConfig
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.federation.channel import Channel
@@ -40,6 +41,7 @@ def federated_task(
         channel.close()
     except BaseException as error:
         emit("error", **_facts(error))
+        worker.report(_facts(error)["message"])
         channel.abort(wire_cause(error, channel.doing))
         raise
     try:

@@ -55,6 +55,9 @@ def train(
     synthetic_data: cpn.data_directory_output(roles=[GUEST, HOST, ARBITER], desc="texts of the DP teacher"),
 ):
     given = {name: value for name, value in locals().items() if name in _PARAMETERS and value is not None}
+    from fate_llm_ext import worker
+
+    worker.enter(_PARAMETERS)
     from fate_llm_ext.algo.dpkd.entry import run_train
 
     run_train(ctx, role, given, train_data, output_model, synthetic_data)

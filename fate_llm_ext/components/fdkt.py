@@ -69,6 +69,9 @@ def train(
     augmented_data: cpn.data_directory_output(roles=[GUEST, HOST, ARBITER], desc="synthetic and augmented texts"),
 ):
     given = {name: value for name, value in locals().items() if name in _PARAMETERS and value is not None}
+    from fate_llm_ext import worker
+
+    worker.enter(_PARAMETERS)
     from fate_llm_ext.algo.fdkt.entry import run_train
 
     run_train(ctx, role, given, train_data, output_model, generator_model, augmented_data)
@@ -89,6 +92,9 @@ def predict(
     test_output_data: cpn.data_directory_output(roles=[GUEST, HOST], desc="predictions.jsonl"),
 ):
     given = {name: value for name, value in locals().items() if name in _PARAMETERS and value is not None}
+    from fate_llm_ext import worker
+
+    worker.enter(_PARAMETERS)
     from fate_llm_ext.algo.fdkt.inference import run_predict
 
     run_predict(ctx, role, given, test_data, input_model, test_output_data)

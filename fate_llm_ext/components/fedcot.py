@@ -62,6 +62,9 @@ def train(
     output_model: cpn.model_directory_output(roles=[GUEST, HOST, ARBITER], desc="the SLM, with a card"),
 ):
     given = {name: value for name, value in locals().items() if name in _PARAMETERS and value is not None}
+    from fate_llm_ext import worker
+
+    worker.enter(_PARAMETERS)
     from fate_llm_ext.algo.fedcot.entry import run_train
 
     run_train(ctx, role, given, train_data, generator, output_model)
@@ -83,6 +86,9 @@ def predict(
     test_output_data: cpn.data_directory_output(roles=[GUEST, HOST], desc="predictions.jsonl"),
 ):
     given = {name: value for name, value in locals().items() if name in _PARAMETERS and value is not None}
+    from fate_llm_ext import worker
+
+    worker.enter(_PARAMETERS)
     from fate_llm_ext.algo.fedcot.inference import run_predict
 
     run_predict(ctx, role, given, test_data, input_model, test_output_data)

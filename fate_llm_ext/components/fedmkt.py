@@ -43,6 +43,9 @@ def train(
     output_model: cpn.model_directory_output(roles=[GUEST, HOST, ARBITER], desc="adapter, tokenizer, model card"),
 ):
     given = {name: value for name, value in locals().items() if name in _PARAMETERS and value is not None}
+    from fate_llm_ext import worker
+
+    worker.enter(_PARAMETERS)
     from fate_llm_ext.algo.fedmkt.entry import run_train
 
     run_train(ctx, role, given, train_data, output_model)
@@ -61,6 +64,9 @@ def predict(
     test_output_data: cpn.data_directory_output(roles=[GUEST, HOST], desc="predictions.jsonl"),
 ):
     given = {name: value for name, value in locals().items() if name in _PARAMETERS and value is not None}
+    from fate_llm_ext import worker
+
+    worker.enter(_PARAMETERS)
     from fate_llm_ext.algo.inference import run_predict
 
     run_predict(ctx, role, given, test_data, input_model, test_output_data)

@@ -19,6 +19,9 @@ def text_evaluation(
 ):
     """Evaluate a base model, or a base model with an adapter, and log accuracy and NLL per byte."""
     given = {"task": task, "model": model, "evaluation": evaluation, "max_new_tokens": max_new_tokens}
+    from fate_llm_ext import worker
+
+    worker.enter(text_evaluation.parameters.mapping)
     from fate_llm_ext.algo.inference import run_text_evaluation
 
     run_text_evaluation(ctx, role, {k: v for k, v in given.items() if v is not None}, test_data, input_model)

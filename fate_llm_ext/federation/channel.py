@@ -20,6 +20,7 @@ import threading
 import time
 from typing import Any, Dict, List, Optional, Sequence, Type, TypeVar
 
+from fate_llm_ext import worker
 from fate_llm_ext.config import NetworkConfig
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.federation.codec import WireMessage, decode, encode
@@ -36,6 +37,16 @@ _DATA, _HEARTBEAT, _ABORT, _BYE = range(4)
 _PAYLOAD_BYTES = (1 << 20) - 8192
 _READ_AHEAD = 2
 _POLL_SECONDS = 0.2
+
+
+def context_of(ctx: Any) -> Any:
+    """The part of FATE's context that a channel's messages are under."""
+    return ctx.sub_ctx("fate_llm_ext")
+
+
+def abort_frame(reason: str) -> bytes:
+    """The frame that tells a peer why this party stops."""
+    return _FRAME.pack(_ABORT, False) + reason.encode()[:10_000]
 
 
 class Peer:
@@ -73,7 +84,7 @@ class Channel:
 
     def __init__(self, ctx: Any, network: NetworkConfig) -> None:
         self._network = network
-        self._ctx = ctx.sub_ctx("fate_llm_ext")
+        self._ctx = context_of(ctx)
         role, party_id = ctx.federation.local_party
         self.local = f"{role} {party_id}"
         self.is_arbiter = role == "arbiter"
@@ -86,12 +97,14 @@ class Channel:
         self._receive_name = "to_arbiter" if self.is_arbiter else "to_clients"
         self._last_heartbeat = -math.inf  # the first one always goes out: a party that hangs at once is named with it
         self._finished = False
+        self._sending = threading.RLock()
         self.doing = "starting"
         self._tolerant = False
         self.lost: Dict[str, str] = {}
         self.bytes_sent = 0
         self.bytes_received = 0
         open_all(ctx.federation, wanted, (self._send_name, self._receive_name))
+        worker.note(channel=self._send_name, sent=dict.fromkeys(self._ranks.values(), 0))
         for peer in self.peers:
             threading.Thread(target=self._read, args=(peer,), name=f"from {peer.name}", daemon=True).start()
 
@@ -116,6 +129,8 @@ class Channel:
         """
         if self._finished:
             return
+        if doing != self.doing:
+            worker.note(doing=doing)
         self.doing = doing
         self._raise_if_aborted()
         now = time.monotonic()
@@ -139,15 +154,16 @@ class Channel:
 
     def abort(self, reason: str) -> None:
         """Tell every peer that this party has failed, so that none of them waits for it."""
-        if self._finished:
-            return
-        self._finished = True
-        for peer in self.peers:
-            self._tell(peer, reason)
+        with self._sending:
+            if self._finished:
+                return
+            self._finished = True
+            for peer in self.peers:
+                self._tell(peer, reason)
 
     def _tell(self, peer: Peer, reason: str) -> None:
         try:
-            self._put(peer, _ABORT, reason.encode()[:10_000])
+            self._put(peer, _ABORT, abort_frame(reason)[_FRAME.size :])
         except Exception:  # the peer, or the way to it, may be what failed
             logger.warning("could not tell %s about the abort", peer.name, exc_info=True)
 
@@ -271,12 +287,23 @@ class Channel:
         """Half of the limit is left from now on, even if the peer fell silent while nobody waited for it."""
         peer.last_sign = max(peer.last_sign, time.monotonic() - self._limit(peer) / 2)
 
+    def _pass_on(self, peer: Peer) -> None:
+        """Under FATE Flow, report and pass on an abort at once: in two seconds all parties of the job are killed."""
+        if worker.current() is None or self._tolerant or self._finished:
+            return
+        worker.report(str(ExtensionError("E303", party=peer.name, reason=peer.abort_reason)))
+        self.abort(f"{peer.name} stopped: {peer.abort_reason}")
+
     # -- frames ------------------------------------------------------------------------------------
 
     def _put(self, peer: Peer, kind: int, payload: bytes, more: bool = False) -> None:
-        party = self._ctx.indexed_ctx(peer.sent).parties[self._ranks[peer.name]]
-        peer.sent += 1
-        party.put(self._send_name, _FRAME.pack(kind, more) + payload)
+        rank = self._ranks[peer.name]
+        with self._sending:
+            party = self._ctx.indexed_ctx(peer.sent).parties[rank]
+            worker.note(sending={rank: peer.sent})
+            peer.sent += 1
+            party.put(self._send_name, _FRAME.pack(kind, more) + payload)
+            worker.note(sent={rank: peer.sent})
 
     def _read(self, peer: Peer) -> None:
         parts: List[bytes] = []
@@ -292,6 +319,7 @@ class Channel:
                     peer.doing = payload.decode(errors="replace")
                 elif kind == _ABORT:
                     peer.abort_reason = payload.decode(errors="replace") or "it gave no reason"
+                    self._pass_on(peer)
                     return
                 elif kind == _BYE:
                     peer.closed = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -13,10 +12,9 @@ from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.pipelines import catalog
 from fate_llm_ext.pipelines.job import Input, Party, Source, Task
 from fate_llm_ext.progress import EVENTS_VARIABLE
-from fate_llm_ext.site import ONLY_DEVICE_VARIABLE, ROOT_VARIABLE, SITE_FILE_VARIABLE, Site
+from fate_llm_ext.site import OFFLINE, ROOT_VARIABLE, SITE_FILE_VARIABLE, Site, cuda_environment
 
 _LOG_FORMAT = "[%(levelname)s] [%(asctime)s] [%(process)d] %(name)s:%(lineno)d %(message)s"
-_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
 @dataclass
@@ -83,7 +81,7 @@ def write_task(job: Job, task: Task, party: Party, parties: Tuple[Party, ...], p
 def environment(job: Job, party: Party, parties: Tuple[Party, ...], folder: Path) -> Dict[str, str]:
     """The environment of a party's process. A site with ``cuda:<index>`` shows it this device alone."""
     values = dict(os.environ)
-    values.update(dict.fromkeys(_OFFLINE, "1"))
+    values.update(dict.fromkeys(OFFLINE, "1"))
     values.update(TOKENIZERS_PARALLELISM="false", OMP_WAIT_POLICY="PASSIVE", PYTHONUTF8="1", PYTHONUNBUFFERED="1")
     values["OMP_NUM_THREADS"] = str(threads(job.site(party), party, parties))
     values[EVENTS_VARIABLE] = str(folder / "events.jsonl")
@@ -96,24 +94,6 @@ def environment(job: Job, party: Party, parties: Tuple[Party, ...], folder: Path
         entries = [entry for entry in values["PYTHONPATH"].split(os.pathsep) if entry]
         values["PYTHONPATH"] = os.pathsep.join(str(Path(entry).resolve()) for entry in entries)
     return values
-
-
-def cuda_environment(device: str, visible: Optional[str]) -> Dict[str, str]:
-    """Variables that leave the process one device, as ``cuda:0``; libraries tend to take the first or all.
-
-    Args:
-        device: the site's setting; ``cuda:1`` is the second of the visible devices.
-        visible: ``CUDA_VISIBLE_DEVICES`` here, None for all devices.
-    """
-    match = re.fullmatch(r"cuda:(\d+)", device)
-    if match is None:
-        return {}
-    index = int(match[1])
-    names = None if visible is None else [name.strip() for name in visible.split(",") if name.strip()]
-    if names is not None and index >= len(names):
-        return {}  # the party says so: E401
-    name = str(index) if names is None else names[index]
-    return {"CUDA_VISIBLE_DEVICES": name, ONLY_DEVICE_VARIABLE: device}
 
 
 def threads(site: Site, party: Party, parties: Tuple[Party, ...]) -> int:

@@ -1,0 +1,256 @@
+"""This process as a worker of FATE Flow: what the local engine does around a party, a site's own worker does itself.
+
+FATE Flow starts a worker with the environment of its server, shows no progress, and when a party fails kills the
+workers of all others within two seconds: their reports would stay empty. So a worker sets the environment from the site
+file, writes its events into its log, and hands the site's FATE Flow the reason as soon as it knows one. A small process
+beside it (:mod:`fate_llm_ext.last_words`) speaks for it if it is killed.
+
+Outside FATE Flow nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Collection, Dict, List, Mapping, Optional
+
+from fate_llm_ext import last_words, progress
+from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.site import OFFLINE, Site, cuda_environment, current_site
+
+logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_REPORT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What FATE Flow says about the task that this process runs.
+
+    Attributes:
+        execution: the party's id of this try; FATE Flow's key for reports.
+        version: number of the try, from 0.
+        tables: input -> ``<namespace>/<name>`` of the table that this party reads there.
+        given: the parameters as the job gives them, those that FATE drops included.
+        server: the site's FATE Flow, with its version prefix.
+        config: FATE's configuration of the task.
+        final: where FATE Flow looks for the outcome.
+    """
+
+    job: str
+    name: str
+    execution: str
+    version: int
+    role: str
+    party_id: str
+    tables: Mapping[str, str]
+    given: Mapping[str, Any]
+    server: str
+    config: Path
+    final: Path
+
+    @property
+    def party(self) -> str:
+        """E.g. ``guest 9999``."""
+        return f"{self.role} {self.party_id}"
+
+
+class _Worker:
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.reported = ""
+        self._pipe: Optional[int] = None
+
+    def start(self) -> None:
+        """Start the process that speaks last words; it is nobody's child, so that what kills the worker spares it."""
+        reader, self._pipe = os.pipe()
+        script = [sys.executable, "-I", "-S", last_words.__file__]
+        with suppress(OSError):
+            subprocess.run(script, stdin=reader, stdout=subprocess.DEVNULL, start_new_session=True, check=False)
+        os.close(reader)
+        task = self.task
+        facts = {"party": task.party, "job": task.job}
+        self.note(
+            pid=os.getpid(),
+            python=sys.executable,
+            server=task.server,
+            execution=task.execution,
+            query={"job_id": task.job, "task_name": task.name, "role": task.role, "party_id": task.party_id},
+            version=task.version,
+            config=str(task.config),
+            final=str(task.final),
+            # Written here, where the catalogue is: the other process has the standard library only.
+            killed=str(ExtensionError("E309", **facts, doing="{doing}")),
+            stopped=str(ExtensionError("E310", **facts)),
+            ended=str(ExtensionError("E311", **facts, doing="{doing}")),
+        )
+
+    def note(self, **state: Any) -> None:
+        """Tell the process beside this one what it would have to know."""
+        if self._pipe is None:
+            return
+        try:
+            os.write(self._pipe, json.dumps(state).encode() + b"\n")
+        except OSError:  # it is gone; then there are no last words
+            self._pipe = None
+
+    def leave(self) -> None:
+        """The process ends in its own way: nothing is left to be said about it."""
+        self.note(left=True)
+        if self._pipe is not None:
+            os.close(self._pipe)
+            self._pipe = None
+
+
+_worker: Optional[_Worker] = None
+
+
+def enter(parameters: Collection[str]) -> None:
+    """To be called first in every stage of every component.
+
+    Args:
+        parameters: names of those that the component has.
+
+    Raises:
+        ExtensionError: E312 for parameters of the job that the component does not have: FATE drops them silently.
+    """
+    global _worker
+    task = _read_task()
+    if task is None or _worker is not None:
+        return
+    _worker = _Worker(task)
+    progress.log_events()
+    progress.emit("started", version=task.version)
+    _die_with_parent()
+    _worker.start()
+    atexit.register(_worker.leave)
+    os.environ.update(dict.fromkeys(OFFLINE, "1"))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with suppress(ExtensionError):  # said by who needs the site file, when the other parties can hear it
+        _use_site(current_site(task.role, task.party_id))
+    unknown = sorted(set(task.given) - set(parameters))
+    if unknown:
+        raise ExtensionError("E312", names=", ".join(unknown), known=", ".join(sorted(parameters)))
+
+
+def current() -> Optional[Task]:
+    """The task of FATE Flow that this process runs, None outside FATE Flow."""
+    return _worker.task if _worker else None
+
+
+def report(reason: str) -> None:
+    """Hand the site's FATE Flow the reason of a failure, before it can kill this process because of it.
+
+    The first reason stays: what follows is a consequence.
+    """
+    if _worker is None or _worker.reported:
+        return
+    _worker.reported = reason
+    _worker.note(reported=True)
+    try:
+        last_words.report(_worker.task.server, _worker.task.execution, reason, _REPORT_SECONDS)
+    except OSError:
+        logger.warning("this site's FATE Flow takes no report", exc_info=True)
+
+
+def note(**state: Any) -> None:
+    """Tell the process beside this one, see :mod:`fate_llm_ext.last_words`."""
+    if _worker is not None:
+        _worker.note(**state)
+
+
+def table(folder: str) -> Optional[str]:
+    """``<namespace>/<name>`` of the table in a folder, None if it is no table: FATE Flow hands over the folder only."""
+    if _worker is None:
+        return None
+    for name in _worker.task.tables.values():
+        if _bound_to(name, folder):
+            return name
+    return None
+
+
+def _bound_to(name: str, folder: str) -> bool:
+    """Whether the site's FATE Flow has this table at that path."""
+    assert _worker is not None
+    namespace, _, table_name = name.partition("/")
+    query = {"namespace": namespace, "name": table_name}
+    with suppress(OSError, ValueError):
+        data = last_words.get(f"{_worker.task.server}/table/query", query, _REPORT_SECONDS).get("data") or {}
+        return Path(str(data.get("path", "")).replace("file://", "", 1)).resolve() == Path(folder).resolve()
+    return False
+
+
+def _read_task() -> Optional[Task]:
+    """From the files that FATE Flow names on the command line."""
+    config = _argument("--config")
+    final = _argument("--execution-final-meta-path")
+    if config is None or final is None or not (config.parent / "preprocess_parameters.yaml").exists():
+        return None
+    import yaml
+
+    raw: Dict[str, Any] = yaml.safe_load((config.parent / "preprocess_parameters.yaml").read_text(encoding="utf-8"))
+    server = raw["mlmd"]["metadata"]
+    return Task(
+        job=str(raw["job_id"]),
+        name=str(raw["task_name"]),
+        execution=str(raw["party_task_id"]),
+        version=int(raw["task_version"]),
+        role=str(raw["role"]),
+        party_id=str(raw["party_id"]),
+        tables=_tables(raw),
+        given=raw.get("parameters") or {},
+        server=f"{server['protocol']}://{server['host']}:{server['port']}/{server['api_version']}",
+        config=config,
+        final=final,
+    )
+
+
+def _argument(name: str) -> Optional[Path]:
+    if name in sys.argv[:-1]:
+        return Path(sys.argv[sys.argv.index(name) + 1])
+    return None
+
+
+def _tables(raw: Mapping[str, Any]) -> Dict[str, str]:
+    """The tables that this party reads; FATE Flow lists the inputs of all parties."""
+    found: Dict[str, str] = {}
+    inputs = (raw.get("input_artifacts") or {}).get("data") or {}
+    for name, given in inputs.items():
+        channels: List[Mapping[str, Any]] = given if isinstance(given, list) else [given]
+        for channel in channels:
+            parties = channel.get("parties")
+            mine = not parties or any(
+                one["role"] == raw["role"] and str(raw["party_id"]) in map(str, one["party_id"]) for one in parties
+            )
+            if mine and channel.get("name") and channel.get("namespace"):
+                found[name] = f"{channel['namespace']}/{channel['name']}"
+    return found
+
+
+def _use_site(site: Site) -> None:
+    """Device and threads of the site file; torch may be there already, without having looked for either."""
+    os.environ.update(cuda_environment(site.device, os.environ.get("CUDA_VISIBLE_DEVICES")))
+    if site.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(site.threads)
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            torch.set_num_threads(site.threads)
+
+
+def _die_with_parent() -> None:
+    """FATE Flow finds its workers through the parent of this process; without it nobody would ever end this one."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
