@@ -65,6 +65,7 @@ setup(
             "fdkt = fate_llm_ext.components.fdkt:fdkt",
             "fedcot = fate_llm_ext.components.fedcot:fedcot",
             "fedmkt = fate_llm_ext.components.fedmkt:fedmkt",
+            "site_check = fate_llm_ext.components.site_check:site_check",
             "text_evaluation = fate_llm_ext.components.text_evaluation:text_evaluation",
         ],
     },

@@ -28,6 +28,9 @@ def site_check(
         "clock_limit": clock_limit,
         "network": network,
     }
+    from fate_llm_ext import worker
+
+    worker.enter(site_check.parameters.mapping)
     from fate_llm_ext.algo.site_check.entry import run
 
     run(ctx, role, {name: value for name, value in given.items() if value is not None})

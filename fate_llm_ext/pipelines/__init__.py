@@ -1,6 +1,6 @@
 """The author's view of a job: write it, check it, run it. Nothing here imports torch.
 
-``FedMKT``, ``DPKD``, ``FDKT``, ``FedCoT`` and ``TextEvaluation`` are components for FATE's Pipeline SDK; they need
+``FedMKT``, ``DPKD``, ``FDKT``, ``FedCoT``, ``SiteCheck`` and ``TextEvaluation`` are components for FATE's Pipeline SDK; they need
 fate-client::
 
     from fate_client.pipeline import FateFlowPipeline
@@ -25,6 +25,7 @@ _WHERE = {
     "FDKT": "components",
     "FedCoT": "components",
     "FedMKT": "components",
+    "SiteCheck": "components",
     "TextEvaluation": "components",
     "Dag": "job",
     "Party": "job",
@@ -33,7 +34,19 @@ _WHERE = {
     "JobResult": "local",
 }
 
-__all__ = ["DPKD", "FDKT", "Dag", "FedCoT", "FedMKT", "JobResult", "Party", "TextEvaluation", "load_dag", "run_job"]
+__all__ = [
+    "DPKD",
+    "FDKT",
+    "Dag",
+    "FedCoT",
+    "FedMKT",
+    "JobResult",
+    "Party",
+    "SiteCheck",
+    "TextEvaluation",
+    "load_dag",
+    "run_job",
+]
 
 
 def __getattr__(name: str) -> Any:

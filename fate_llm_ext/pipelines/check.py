@@ -24,6 +24,7 @@ NEEDED_ROLES: Dict[Tuple[str, str], Tuple[Tuple[str, ...], ...]] = {
     ("dpkd", "train"): (("arbiter",), ("guest",)),
     ("fdkt", "train"): (("arbiter",), ("guest", "host")),
     ("fedcot", "train"): (("arbiter",), ("guest", "host")),
+    ("site_check", "default"): (("arbiter",), ("guest", "host")),
 }
 
 # Stages that release something differentially private about each owner's table, so that a site must allow it.

@@ -15,9 +15,16 @@ from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.hints import near
 
 DEFINITIONS = Path(__file__).resolve().parent / "definitions"
-CLASSES = {"DPKD": "dpkd", "FDKT": "fdkt", "FedCoT": "fedcot", "FedMKT": "fedmkt", "TextEvaluation": "text_evaluation"}
+CLASSES = {
+    "DPKD": "dpkd",
+    "FDKT": "fdkt",
+    "FedCoT": "fedcot",
+    "FedMKT": "fedmkt",
+    "SiteCheck": "site_check",
+    "TextEvaluation": "text_evaluation",
+}
 
-__all__ = ["DPKD", "FDKT", "FedCoT", "FedMKT", "TextEvaluation"]  # noqa: F822 - made on demand
+__all__ = ["DPKD", "FDKT", "FedCoT", "FedMKT", "SiteCheck", "TextEvaluation"]  # noqa: F822 - made on demand
 
 
 def __getattr__(name: str) -> Any:

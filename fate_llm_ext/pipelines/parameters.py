@@ -23,6 +23,7 @@ CONFIGS = {
     ("fdkt", "predict"): "fate_llm_ext.algo.fdkt.config:PredictConfig",
     ("fedcot", "train"): "fate_llm_ext.algo.fedcot.config:FedCoTConfig",
     ("fedcot", "predict"): "fate_llm_ext.algo.fedcot.config:PredictConfig",
+    ("site_check", "default"): "fate_llm_ext.algo.site_check.config:SiteCheckConfig",
 }
 # What a role needs beyond that: functions of (configuration, role) that give all errors ...
 ROLE_PROBLEMS = {
