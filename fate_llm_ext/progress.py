@@ -9,7 +9,8 @@ Types: ``started`` (version: number of the try, under FATE Flow only), ``phase``
 ``progress`` (phase, done, total), ``metric`` (arm, round, name, value), ``result`` (arm, metric, value),
 ``message`` (direction, peer, name, round, bytes), ``waiting`` (peer, seconds), ``privacy`` (a statement, see
 :mod:`fate_llm_ext.privacy.report`), ``site`` (what :mod:`fate_llm_ext.algo.site_check.findings` knows of one),
-``error`` (code, message), ``warning`` (code, message: something failed that the task does without), ``done``. Every event has ``time`` (seconds since epoch).
+``error`` (code, message), ``warning`` (code, message: something failed that the task does without), ``done``.
+Every event has ``time`` (seconds since epoch).
 """
 
 from __future__ import annotations

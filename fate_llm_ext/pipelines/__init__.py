@@ -1,7 +1,7 @@
 """The author's view of a job: write it, check it, run it. Nothing here imports torch.
 
-``FedMKT``, ``DPKD``, ``FDKT``, ``FedCoT``, ``SiteCheck`` and ``TextEvaluation`` are components for FATE's Pipeline SDK; they need
-fate-client::
+``FedMKT``, ``DPKD``, ``FDKT``, ``FedCoT``, ``SiteCheck`` and ``TextEvaluation`` are components for FATE's Pipeline
+SDK; they need fate-client::
 
     from fate_client.pipeline import FateFlowPipeline
     from fate_llm_ext.pipelines import FedMKT
