@@ -726,6 +726,76 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Take it out of `question.fields` and of `task.prompt`; see `task.columns`.",
     ),
     # E8xx - FATE Flow: submitting 800, provider 820, checks of sites 835, pipelines 850 --------------------------
+    "E800": ErrorKind(
+        "No FATE Flow server is named: neither by --server nor by FATE_LLM_EXT_SERVER nor by `flow init`.",
+        "Give the address of this site's server, e.g. --server 127.0.0.1:9380.",
+    ),
+    "E801": ErrorKind(
+        "The FATE Flow server {address} gives no answer: {reason}.",
+        "Start it (`fate_flow status`), or give its address with --server HOST:PORT.",
+    ),
+    "E802": ErrorKind("{address!r} is no address of a FATE Flow server.", "Give HOST:PORT, e.g. 127.0.0.1:9380."),
+    "E803": ErrorKind(
+        "The credentials for FATE Flow are incomplete: {reason}.",
+        "Set FATE_LLM_EXT_APP_ID, and FATE_LLM_EXT_APP_TOKEN_FILE to a file that holds the token, or neither.",
+    ),
+    "E804": ErrorKind(
+        "What answers at {address} is not a FATE Flow 2 server: {reason}.",
+        "Give the host and the `http_port` of `fateflow` in the server's service_conf.yaml.",
+    ),
+    "E805": ErrorKind(
+        "The FATE Flow server {address} does not accept this client: {reason}.",
+        "Set FATE_LLM_EXT_APP_ID and FATE_LLM_EXT_APP_TOKEN_FILE to what `flow client create-client` gave; see that "
+        "this computer's clock is right.",
+    ),
+    "E806": ErrorKind(
+        "The FATE Flow server {address} refuses {call}: code {number}, {message}.",
+        "Correct what it says; more is in its log.",
+    ),
+    "E807": ErrorKind(
+        "The table {table} of {party} is not bound at its FATE Flow server {address}.",
+        "Bind it there: `flow table bind --namespace {namespace} --name {name} --path <folder>`.",
+    ),
+    "E808": ErrorKind(
+        "The FATE Flow server {address} has no provider {provider}.",
+        "Register it there: `fate-llm-ext provider register`.",
+    ),
+    "E809": ErrorKind(
+        "The FATE Flow server {address} knows no job {job}.",
+        "`fate-llm-ext status` lists its jobs; ask the server of a site that takes part.",
+    ),
+    "E810": ErrorKind(
+        "Job {job} failed at {party} in {task}: {reason}",
+        "See the log: `fate-llm-ext logs {job} --errors`; after a repair `fate-llm-ext rerun {job}`.",
+    ),
+    "E811": ErrorKind(
+        "Job {job} failed at another site; all that this one knows: {reason}",
+        "Ask for the output of `fate-llm-ext logs {job} --errors` at {others}.",
+    ),
+    "E812": ErrorKind(
+        "The FATE Flow server {address} has not answered for {silence} s ({reason}). Job {job} goes on without it "
+        "being watched.",
+        "Start the server, then `fate-llm-ext status {job} --wait`.",
+    ),
+    "E813": ErrorKind(
+        "Job {job} has not ended within {seconds} s, it is {status}; it goes on.",
+        "`fate-llm-ext status {job} --wait` watches it further, `fate-llm-ext stop {job}` ends it.",
+    ),
+    "E814": ErrorKind(
+        "Job {job} ended as {status}{detail}.",
+        "`fate-llm-ext rerun {job}` starts again what had not ended.",
+    ),
+    "E815": ErrorKind(
+        "The archive of {what} is refused: {reason}.", "Look at the task's output at the FATE Flow server."
+    ),
+    "E816": ErrorKind(
+        "{path} exists and is not an earlier fetch of job {job}.", "Name another folder with --out, or move it away."
+    ),
+    "E817": ErrorKind("Watching job {job} was ended by {signal}. {consequence}", "{advice}"),
+    "E818": ErrorKind("Job {job} is {status}: it cannot be {asked}.", "{advice}"),
+    "E819": ErrorKind(
+        "Job {job} has no {what} at this site (it has: {known}).", "Correct the option, or ask at another site."
+    ),
     "E820": ErrorKind(
         "{python} is not the Python of a FATE Flow server: {reason}.",
         "Name the Python of the server's environment, e.g. --server-python /data/projects/fate/env/bin/python.",
