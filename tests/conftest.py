@@ -5,4 +5,4 @@ import os
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-pytest.register_assert_rewrite("jobs")  # its helpers assert, and shall say what they saw
+pytest.register_assert_rewrite("jobs", "sites")  # their helpers assert, and shall say what they saw
