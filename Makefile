@@ -73,7 +73,7 @@ format: venv ## format the code and sort imports
 	$(PY) -m ruff format .
 
 check-confs: venv ## check every job that is shipped
-	@for dag in conf/*/*/dag.yaml; do \
+	@for dag in conf/*/dag.yaml conf/*/*/dag.yaml; do \
 	  echo "check $$dag"; \
 	  $(VENV)/bin/fate-llm-ext check "$$dag" --sites "$${dag%dag.yaml}sites.yaml" || exit 1; \
 	done

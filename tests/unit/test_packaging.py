@@ -78,7 +78,7 @@ def test_fate_is_an_extra() -> None:
     assert str(fate.marker) == 'extra == "fate"'
 
 
-@pytest.mark.parametrize("component", ["fedmkt", "text_evaluation"])
+@pytest.mark.parametrize("component", ["fedmkt", "site_check", "text_evaluation"])
 def test_component_module_is_light(component: str) -> None:
     """FATE imports every plug-in module in each of its processes: what they cost, all jobs pay."""
     loaded = modules_after(f"import fate_llm_ext.components.{component}")

@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
+from fate_llm_ext import __version__
 from fate_llm_ext._compat import installed_version
 from fate_llm_ext.algo.site_check.clock import Offset
 from fate_llm_ext.algo.site_check.protocol import Findings, Hello
@@ -21,7 +22,9 @@ _MEASURED = ("offset", "uncertainty", "round_trip_min", "round_trip_median", "by
 
 def own_versions() -> Dict[str, str]:
     """Package -> version at this site, "" for one that is not installed; from metadata, nothing is imported."""
-    return {name: platform.python_version() if name == "python" else installed_version(name) or "" for name in PACKAGES}
+    found = {name: installed_version(name) or "" for name in PACKAGES}
+    # The program's own word for itself: an editable installation keeps the version it was installed with.
+    return {**found, "fate-llm-ext": __version__, "python": platform.python_version()}
 
 
 def collect(parties: Sequence[str], hellos: Sequence[Hello], links: Sequence[Link]) -> Findings:
