@@ -172,14 +172,14 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Look at the broker's log and at its user and permissions in FATE Flow's service_conf.yaml.",
     ),
     "E309": ErrorKind(
-        "The process of {party} was killed while {doing}.",
+        "The process of {party} was killed (it was last busy with: {doing}).",
         "Look for kill -9, and for lack of memory (`dmesg`), at the site of {party}; then run job {job} again.",
         shared=True,
     ),
     "E310": ErrorKind("Job {job} was stopped, and with it the process of {party}.", "Nothing, if that was meant."),
     "E311": ErrorKind(
-        "FATE Flow ended the process of {party} while {doing}: job {job} failed at another site, before that could say "
-        "why.",
+        "FATE Flow ended the process of {party} (last busy with: {doing}): job {job} failed at another site, which "
+        "could not say why.",
         "Ask the other sites for the reports of their tasks in job {job}.",
     ),
     "E312": ErrorKind(
@@ -861,6 +861,27 @@ CATALOGUE: dict[str, ErrorKind] = {
         "The clocks of {party} and the arbiter moved against each other during the check, within {seconds} s.",
         "See that neither is being set by hand, and repeat the check.",
         shared=True,
+    ),
+    "E850": ErrorKind(
+        "The adapter given as `warm_start_model` is not one of this job's model: {differences}.",
+        "Train with the base model and `lora` of the earlier job, or without a warm start.",
+    ),
+    "E851": ErrorKind(
+        "The input `warm_start_model` holds nothing from which {party} can go on: {reason}.",
+        "Link `output_model` of a fedmkt task (stage train) of the same party.",
+    ),
+    "E865": ErrorKind(
+        "The message broker of this site does not answer for {seconds} s: {reason}.",
+        "Look at the broker's log and start it again, then run the job again.",
+    ),
+    "E866": ErrorKind(
+        "Messages from {party} are lost: {count} later ones are here, its {message!r} message is not.",
+        "See whether a message broker was restarted: what it holds does not outlive that. Then run the job again.",
+        shared=True,
+    ),
+    "E867": ErrorKind(
+        "This site's FATE Flow did not take {count} metrics within {seconds} s: {reason}.",
+        "Look at the log of FATE Flow; the numbers stand in the log of the task as well.",
     ),
 }
 

@@ -40,6 +40,9 @@ def train(
     evaluation: cpn.parameter(type=EvaluationConfig, default=None, desc="evaluation on the test split"),
     network: cpn.parameter(type=NetworkConfig, default=None, desc="waiting for the other parties"),
     max_new_tokens: cpn.parameter(type=params.conint(ge=1), default=64, desc="length of generated answers"),
+    warm_start_model: cpn.model_directory_input(
+        roles=[GUEST, HOST, ARBITER], optional=True, desc="output_model of an earlier train stage, to go on from"
+    ),
     output_model: cpn.model_directory_output(roles=[GUEST, HOST, ARBITER], desc="adapter, tokenizer, model card"),
 ):
     given = {name: value for name, value in locals().items() if name in _PARAMETERS and value is not None}
@@ -48,7 +51,7 @@ def train(
     worker.enter(_PARAMETERS)
     from fate_llm_ext.algo.fedmkt.entry import run_train
 
-    run_train(ctx, role, given, train_data, output_model)
+    run_train(ctx, role, given, train_data, output_model, warm_start_model)
 
 
 @fedmkt.predict()

@@ -26,7 +26,7 @@ class Alone(RoundLoop):
         self._learner = learner
 
     def setup(self) -> None:
-        """Every arm starts from the same untrained adapter."""
+        """Every arm starts from the same adapter: untrained, or that of an earlier job."""
         self._learner.reset()
 
     def step(self, round: int) -> None:

@@ -1,6 +1,6 @@
 """The runs that one FedMKT task makes: the method itself and what it is compared with.
 
-``zero_shot``          the untrained adapter.
+``zero_shot``          the adapter that all arms start from: untrained, or that of an earlier job, as it came.
 ``standalone``         client: private rows only.
 ``standalone_public``  client: private rows, then public gold answers, round by round, nobody teaches.
                        Arbiter: public gold answers only (printed as "public only").

@@ -43,7 +43,7 @@ class Client(RoundLoop):
         self._translator = translator
 
     def setup(self) -> None:
-        """Every arm starts from the same untrained adapter."""
+        """Every arm starts from the same adapter: untrained, or that of an earlier job."""
         self._learner.reset()
 
     def before_round(self, round: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from fate_llm_ext.algo.fedmkt.alone import Alone
 from fate_llm_ext.algo.fedmkt.arms import main_arm, paper_arm
 from fate_llm_ext.algo.fedmkt.client import Client
 from fate_llm_ext.algo.fedmkt.config import FedMKTConfig
+from fate_llm_ext.algo.fedmkt.earlier import Earlier, read_earlier
 from fate_llm_ext.algo.fedmkt.handshake import greet, welcome
 from fate_llm_ext.algo.fedmkt.learner import Learner
 from fate_llm_ext.algo.fedmkt.public import labelled, load_labelled, load_public, load_test
@@ -31,7 +32,9 @@ from fate_llm_ext.progress import emit
 from fate_llm_ext.site import Site, current_site
 
 
-def run_train(ctx: Any, role: Any, parameters: Dict[str, Any], train_data: Any, output_model: Any) -> None:
+def run_train(
+    ctx: Any, role: Any, parameters: Dict[str, Any], train_data: Any, output_model: Any, warm_start_model: Any = None
+) -> None:
     """The train stage of one party.
 
     Args:
@@ -40,19 +43,20 @@ def run_train(ctx: Any, role: Any, parameters: Dict[str, Any], train_data: Any, 
         parameters: fields of :class:`FedMKTConfig` that the job gives.
         train_data: reader of the private table (guest and hosts).
         output_model: writer of the model directory.
+        warm_start_model: reader of the model directory of an earlier job, to go on from; may be None.
     """
     config = FedMKTConfig(**parameters)
     with federated_task(ctx, config.network) as channel:
         emit("phase", arm="", round=0, phase="loading")
         channel.heartbeat("reading the data")
         site = current_site(role.name, ctx.federation.local_party[1])
-        task = _Task(ctx, config, site, channel)
+        task = _Task(ctx, config, site, channel, read_earlier(warm_start_model, channel.local))
         if role.is_arbiter:
             task.arbiter()
         else:
             task.client(train_data)
         folder = Path(output_model.get_directory())
-        task.learner.save(folder, _model_card(config, role.name, task.statement))
+        task.learner.save(folder, _model_card(config, role.name, task.statement, task.notes))
         report.save(task.statement, folder)
         output_model.write_metadata({"algorithm": "fedmkt", "version": __version__, "base_model": config.model.name})
 
@@ -60,7 +64,9 @@ def run_train(ctx: Any, role: Any, parameters: Dict[str, Any], train_data: Any, 
 class _Task:
     """The steps of one party, in order: data, handshake, model, comparisons, FedMKT."""
 
-    def __init__(self, ctx: Any, config: FedMKTConfig, site: Site, channel: Channel) -> None:
+    def __init__(
+        self, ctx: Any, config: FedMKTConfig, site: Site, channel: Channel, earlier: Optional[Earlier] = None
+    ) -> None:
         self.config = config
         self.channel = channel
         self.metrics = Metrics(ctx)
@@ -70,6 +76,8 @@ class _Task:
         self._device = resolve_device(site.device)
         self._public_path = site.lookup("public", config.public.name)
         self.public, self.fingerprint = load_public(self._public_path, config)
+        self._earlier = earlier.folder if earlier else None
+        self.notes = earlier.notes if earlier else ()
         self.learner: Learner
         self.statement: Dict[str, Any] = {}
 
@@ -91,7 +99,8 @@ class _Task:
         teacher = greet(channel, self.learner, self.fingerprint)
         # Nothing up to here derives from the private rows; the scores of the first round do.
         ledger = charge(self._site, data, planned)
-        self._publish(statement(channel.local, data, planned, ledger, artefacts=[CLIENT_ADAPTER]))
+        more = {"artefacts": [CLIENT_ADAPTER], "notes": self.notes}
+        self._publish(statement(channel.local, data, planned, ledger, **more))
         channel.heartbeat("tokenising the private rows")
         with untold():
             items = self.learner.gold_items(private)
@@ -110,7 +119,7 @@ class _Task:
         self._load(load_test(self._public_path, self._public_path, config), channel.heartbeat)
         vocabularies = welcome(channel, self.learner, self.fingerprint)
         artefacts = [ARBITER_ADAPTER, *([POOLED] if "centralized" in config.compare else [])]
-        self._publish(report.statement(channel.local, "fedmkt", artefacts=artefacts))
+        self._publish(report.statement(channel.local, "fedmkt", artefacts=artefacts, notes=self.notes))
         gold = self.learner.public_items(np.arange(len(self.public.labelled)), {})
         for arm in config.compare:
             if arm in ("zero_shot", "standalone_public"):
@@ -128,7 +137,8 @@ class _Task:
         report.publish(statement)
 
     def _load(self, test: List[Example], heartbeat: Callable[[str], None]) -> None:
-        self.learner = Learner(self._model_folder, self.config, self._device, self.public, test, heartbeat)
+        places = self._model_folder, self.config, self._device
+        self.learner = Learner(*places, self.public, test, heartbeat, self._earlier)
 
     def _federated_arms(self) -> list[Any]:
         # The method comes last: its model is the task's output.
@@ -139,10 +149,11 @@ class _Task:
         return load_labelled(self._site.lookup("public", "centralized"), "train", self.config)
 
 
-def _model_card(config: FedMKTConfig, role: str, statement: Dict[str, Any]) -> str:
+def _model_card(config: FedMKTConfig, role: str, statement: Dict[str, Any], notes: Sequence[str]) -> str:
+    began = " It began with the adapter of an earlier job." if notes else ""
     return (
         "---\nlibrary_name: peft\ntags: [fedmkt, federated-learning, lora]\n---\n\n"
         f"# FedMKT adapter ({role})\n\n"
         f"LoRA adapter for the base model `{config.model.name}`, trained by fate-llm-ext {__version__} with FedMKT "
-        f"(arXiv 2406.02224): {config.rounds} rounds, seed {config.seed}.\n\n" + report.card(statement)
+        f"(arXiv 2406.02224): {config.rounds} rounds, seed {config.seed}.{began}\n\n" + report.card(statement)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable, Dict, List, Mapping, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from fate_llm_ext.algo.fedmkt.public import PublicSet
 from fate_llm_ext.data.collate import Item, TeacherTargets
 from fate_llm_ext.data.templates import Example
 from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.models.earlier import load_earlier_adapter
 from fate_llm_ext.models.loading import load_base
 from fate_llm_ext.models.lora import adapter_state, add_lora, load_adapter_state
 from fate_llm_ext.models.quiet import quiet
@@ -35,6 +36,7 @@ class Learner:
         public: the public set.
         test: examples to evaluate on; may be empty.
         heartbeat: called between batches with what is being done.
+        earlier: adapter to go on from, in place of a fresh one (warm start).
     """
 
     def __init__(
@@ -45,12 +47,15 @@ class Learner:
         public: PublicSet,
         test: List[Example],
         heartbeat: Callable[[str], None],
+        earlier: Optional[Path] = None,
     ) -> None:
         heartbeat("loading the model")
         writes = 0 if public.choices else config.max_new_tokens
         base, tokenizer = load_base(folder, config.model, device, config.task.max_length, writes)
         heartbeat("placing the adapter")
         self.model = add_lora(base, config.lora, seed=config.seed)
+        if earlier is not None:
+            load_earlier_adapter(self.model, earlier, config.model.name, tokenizer)
         self.answerer = Answerer(self.model, tokenizer, config.task, config.evaluation, heartbeat)
         self.config = config
         self.public = public
@@ -93,7 +98,7 @@ class Learner:
     # -- training ----------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Back to the untrained adapter."""
+        """Back to the adapter that the task began with."""
         load_adapter_state(self.model, self._initial)
 
     def train(self, items: Sequence[Item], epochs: int, phase: str, seed: int) -> float:

@@ -40,7 +40,7 @@ class Server(RoundLoop):
         self._scores: List[Scores] = []
 
     def setup(self) -> None:
-        """Every arm starts from the same untrained adapter."""
+        """Every arm starts from the same adapter: untrained, or that of an earlier job."""
         self._learner.reset()
 
     def step(self, round: int) -> None:
