@@ -8,7 +8,7 @@ component objects and types that FATE uses when it runs.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Collection, Dict, List, Optional, Tuple
 
 from fate_llm_ext.config import LLMConfig, ModelConfig, PublicConfig
 from fate_llm_ext.errors import ExtensionError, Problem
@@ -34,13 +34,20 @@ RELEASES = {*NEEDS_BUDGET, ("fedmkt", "train"), ("fedcot", "train")}
 _KINDS = {ModelConfig: "models", PublicConfig: "public", LLMConfig: "llm"}
 
 
-def check(dag: Dag, sites_path: Optional[Path] = None, root: Optional[str] = None) -> List[Problem]:
+def check(
+    dag: Dag,
+    sites_path: Optional[Path] = None,
+    root: Optional[str] = None,
+    own: Optional[Collection[Party]] = None,
+) -> List[Problem]:
     """All problems of a job, each once.
 
     Args:
         dag: the job.
         sites_path: also look up the names of tables, models and public sets in this site file.
         root: folder that the site file's relative paths start at.
+        own: for a job between sites, those that the site file is about: the names of others are not looked up, and no
+            tables, which each site's FATE Flow knows.
     """
     sites: Optional[Dict[str, Site]] = None
     problems = list(dag.problems)
@@ -49,7 +56,7 @@ def check(dag: Dag, sites_path: Optional[Path] = None, root: Optional[str] = Non
             sites = load_sites(sites_path, root)
         except ExtensionError as error:
             problems.append(Problem(str(sites_path), error))
-    checker = _Checker(dag, sites, sites_path)
+    checker = _Checker(dag, sites, sites_path, own)
     for task in dag.tasks.values():
         problems += checker.task(task)
     try:
@@ -63,8 +70,15 @@ def check(dag: Dag, sites_path: Optional[Path] = None, root: Optional[str] = Non
 class _Checker:
     """Checks of one job; ``parts`` remembers each task's component."""
 
-    def __init__(self, dag: Dag, sites: Optional[Dict[str, Site]], sites_path: Optional[Path]) -> None:
+    def __init__(
+        self,
+        dag: Dag,
+        sites: Optional[Dict[str, Site]],
+        sites_path: Optional[Path],
+        own: Optional[Collection[Party]],
+    ) -> None:
         self.dag = dag
+        self.own = own
         self.sites = sites
         self.sites_path = sites_path
 
@@ -146,6 +160,8 @@ class _Checker:
             return []
         if source.kind == "task_output_artifact":
             return self._link(given, source, artifact, party)
+        if self.own is not None:
+            return []
         if source.kind == "data_warehouse" and source.fields.get("namespace") and source.fields.get("name"):
             table = f"{source.fields['namespace']}/{source.fields['name']}"
             return self._lookup("tables", table, source.where, party)
@@ -181,7 +197,7 @@ class _Checker:
     def _site(self, task: Task, party: Party, values: Dict[str, Any]) -> List[Problem]:
         """Names that the party's site file has to resolve."""
         problems: List[Problem] = []
-        if self.sites is not None and not (self.sites.keys() & {party.key, ""}):
+        if self._is_here(party) and self.sites is not None and not (self.sites.keys() & {party.key, ""}):
             facts = {"path": self.sites_path, "party": party.key, "known": ", ".join(sorted(self.sites))}
             return [Problem(str(party), ExtensionError("E114", **facts))]
         located = task.located(party)
@@ -221,7 +237,12 @@ class _Checker:
                     problems.append(Problem(f"{source.where} ({party})", error))
         return problems
 
+    def _is_here(self, party: Party) -> bool:
+        return self.own is None or party in self.own
+
     def _site_of(self, party: Party) -> Optional[Site]:
+        if not self._is_here(party):
+            return None
         return (self.sites or {}).get(party.key) or (self.sites or {}).get("")
 
     def _lookup(self, kind: str, name: str, where: str, party: Party, recorded: bool = False) -> List[Problem]:

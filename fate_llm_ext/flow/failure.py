@@ -1,0 +1,73 @@
+"""Why a job failed, as far as one site's server can tell."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import List, Optional, Tuple
+
+from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.flow.follow import latest_try, read_events
+from fate_llm_ext.flow.server import GOOD, FlowServer, JobState, TaskState
+from fate_llm_ext.pipelines.process import last_exception
+
+SETTLE_SECONDS = 6.0  # a report may come after the end of the job
+_EMPTY_REPORTS = ("", "No found task output.")
+# Reasons that are somebody else's: another party said so, or FATE Flow ended this one.
+_TOLD = ("E303", "E310", "E311")
+_NAMED = re.compile(r"E303 (.+?) stopped the job")
+
+
+def explain(server: FlowServer, state: JobState) -> Optional[ExtensionError]:
+    """The error of a job that has not ended well, None of one that has (or goes on).
+
+    It is E810 for a party of this site, E811 if this site knows only that it happened elsewhere, E814 for a job that
+    was stopped.
+    """
+    if not state.ended or state.status in GOOD:
+        return None
+    if state.status == "canceled":
+        return ExtensionError("E814", job=state.job_id, status="canceled", detail=": somebody stopped it")
+    found = _reasons(server, state)
+    own = [(task, reason) for task, reason in found if reason and not reason.startswith(_TOLD)]
+    if own:
+        task, reason = own[0]
+        return ExtensionError("E810", job=state.job_id, party=task.party, task=task.task, reason=reason)
+    told = next((reason for _, reason in sorted(found, key=lambda one: one[1][:4] or "Z") if reason), "")
+    named = _NAMED.match(told)
+    others = named[1] if named else " or ".join(map(str, state.others))
+    if not others:
+        return ExtensionError("E814", job=state.job_id, status=state.status, detail=f": {told}" if told else "")
+    told = told or f"no task of {' and '.join(map(str, state.parties))} gives a reason"
+    return ExtensionError("E811", job=state.job_id, reason=told, others=others)
+
+
+def _reasons(server: FlowServer, state: JobState) -> List[Tuple[TaskState, str]]:
+    """Each task of this site that has not ended well, and why; waits a little for a report."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        tasks = [task for task in server.tasks(state.job_id) if task.status not in (*GOOD, "waiting")]
+        if not tasks or any(_reported(task) for task in tasks) or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    return [(task, reason_of(server, state.job_id, task)) for task in tasks]
+
+
+def reason_of(server: FlowServer, job_id: str, task: TaskState) -> str:
+    """Why a task failed: the server's report, else its last `error` event, else its last exception, else nothing."""
+    if reported := _reported(task):
+        return reported
+    where = (job_id, task.role, task.party_id, task.task)
+    try:
+        errors = [one for one in latest_try(read_events(server.log(*where))) if one["type"] == "error"]
+        if errors:
+            code, message = str(errors[-1].get("code", "")), str(errors[-1].get("message", ""))
+            return message if message.startswith(code) else f"{code} {message}"
+        return last_exception("\n".join(server.log(*where, kind="task_error")))
+    except ExtensionError:
+        return ""
+
+
+def _reported(task: TaskState) -> str:
+    text = task.error_report.strip()
+    return "" if text in _EMPTY_REPORTS else last_exception(text)
