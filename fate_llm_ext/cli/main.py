@@ -22,6 +22,10 @@ _COMMANDS: Dict[str, Tuple[str, str]] = {
     ),
     "desc": ("fate_llm_ext.cli.desc:desc", "Describe a component and its parameters."),
     "doctor": ("fate_llm_ext.cli.doctor:doctor", "Say what is installed, what is wrong with it and how to repair it."),
+    "provider": (
+        "fate_llm_ext.cli.provider:provider",
+        "Make the environment of FATE Flow's tasks, make it known to a server.",
+    ),
     "data": ("fate_llm_ext.cli.data:data", "Show, fingerprint, split and generate data sets."),
     "models": ("fate_llm_ext.cli.models:models", "Make tiny models for trials and tests."),
 }
