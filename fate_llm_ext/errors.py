@@ -358,7 +358,8 @@ CATALOGUE: dict[str, ErrorKind] = {
     "E509": ErrorKind("No component of this package is registered under {group}, so FATE cannot find it.", "{repair}"),
     "E510": ErrorKind("torch cannot be imported: {reason}.", "{repair}"),
     "E520": ErrorKind(
-        "{where} comes from {source}, which only FATE Flow can serve.", "Use a table of the site file or FATE Flow."
+        "{where} comes from {source}, which only FATE Flow can serve.",
+        "Run the job over FATE Flow (`fate-llm-ext submit`), or take a table of the site file or the output of a task.",
     ),
     "E521": ErrorKind("{party} failed in task {task}: {reason}", "See {log}."),
     "E522": ErrorKind("{party} was killed by {signal} in task {task}.{hint}", "See {log}."),
@@ -758,7 +759,7 @@ CATALOGUE: dict[str, ErrorKind] = {
     ),
     "E808": ErrorKind(
         "The FATE Flow server {address} has no provider {provider}.",
-        "Register it there: `fate-llm-ext provider register`.",
+        "Make it known there: `fate-llm-ext provider register <folder>`.",
     ),
     "E809": ErrorKind(
         "The FATE Flow server {address} knows no job {job}.",
@@ -869,6 +870,15 @@ CATALOGUE: dict[str, ErrorKind] = {
     "E851": ErrorKind(
         "The input `warm_start_model` holds nothing from which {party} can go on: {reason}.",
         "Link `output_model` of a fedmkt task (stage train) of the same party.",
+    ),
+    "E852": ErrorKind(
+        "{source} cannot give a {kind} input.",
+        "Use {expected} (an earlier job's or a bound one) or task_output_artifact.",
+    ),
+    "E853": ErrorKind(
+        "It is not said which earlier job's model this is: no {missing}.",
+        "Set conf.model_warehouse.model_id (the id of the job that trained it) and conf.model_warehouse.model_version "
+        "('0'), or both here.",
     ),
     "E865": ErrorKind(
         "The message broker of this site does not answer for {seconds} s: {reason}.",

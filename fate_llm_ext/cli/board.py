@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 import time
 from dataclasses import dataclass
@@ -74,7 +75,9 @@ class PlainBoard:
     def __call__(self, task: str, party: Optional[Party], event: Event) -> None:
         """Take in an event of the engine."""
         if party is None:
-            if time.monotonic() - self._last >= LINE_SECONDS:
+            if event["type"] == "notice":
+                self._line(str(event["message"]))
+            elif time.monotonic() - self._last >= LINE_SECONDS:
                 self._line("; ".join(f"{name}: {row.text()}" for name, row in self._rows.items()))
             return
         if event["type"] == "started":
@@ -106,6 +109,8 @@ class LiveBoard:
         self._label = label
         self._rows: Dict[str, Row] = {}
         self._task = ""
+        self._notice = ""
+        self._noticed_at = 0.0
         self._began = time.monotonic()
         self._live = Live(get_renderable=self._render, refresh_per_second=4, transient=True)
 
@@ -118,7 +123,9 @@ class LiveBoard:
 
     def __call__(self, task: str, party: Optional[Party], event: Event) -> None:
         """Take in an event of the engine."""
-        if task != self._task:
+        if event["type"] == "notice":
+            self._notice, self._noticed_at = str(event["message"]), time.monotonic()
+        if task and task != self._task:
             self._task, self._rows = task, {}
         if party is not None:
             self._rows.setdefault(str(party), Row()).update(event)
@@ -131,6 +138,8 @@ class LiveBoard:
         seconds = int(time.monotonic() - self._began)
         title = f"{self._label}{self._task or 'starting'}  {seconds // 60:02d}:{seconds % 60:02d}"
         table = Table("party", "arm", "round", "phase", "", "", box=box.SIMPLE_HEAD, title=title, title_justify="left")
+        if time.monotonic() - self._noticed_at < _WAITING_FADES_SECONDS:
+            table.caption, table.caption_justify = self._notice or None, "left"
         for name, row in list(self._rows.items()):
             bar: Any = ProgressBar(total=row.total, completed=row.done, width=24) if row.total else ""
             fresh = time.monotonic() - row.waited_at < _WAITING_FADES_SECONDS
@@ -150,6 +159,13 @@ class QuietBoard:
 
     def __call__(self, task: str, party: Optional[Party], event: Event) -> None:
         """Ignore an event."""
+
+
+def make_board(quiet: bool, label: str = "") -> Any:
+    """The board that fits: nothing, a live table on a terminal, else lines."""
+    if quiet:
+        return QuietBoard()
+    return LiveBoard(label) if sys.stdout.isatty() else PlainBoard(label)
 
 
 def result_lines(tables: List[Any]) -> List[str]:

@@ -22,6 +22,12 @@ _COMMANDS: Dict[str, Tuple[str, str]] = {
     ),
     "desc": ("fate_llm_ext.cli.desc:desc", "Describe a component and its parameters."),
     "doctor": ("fate_llm_ext.cli.doctor:doctor", "Say what is installed, what is wrong with it and how to repair it."),
+    "submit": ("fate_llm_ext.cli.submit:submit", "Submit a job to FATE Flow, to run between its sites."),
+    "status": ("fate_llm_ext.cli.jobs:status", "How jobs of FATE Flow stand; watch one to its end."),
+    "logs": ("fate_llm_ext.cli.jobs:logs", "Print the logs of a job's tasks at this site."),
+    "stop": ("fate_llm_ext.cli.jobs:stop", "End a job of FATE Flow at all its sites."),
+    "rerun": ("fate_llm_ext.cli.jobs:rerun", "Start again what did not end well of a job."),
+    "fetch": ("fate_llm_ext.cli.jobs:fetch", "Fetch models, metrics and logs of a job from this site's FATE Flow."),
     "provider": (
         "fate_llm_ext.cli.provider:provider",
         "Make the environment of FATE Flow's tasks, make it known to a server.",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any, List, Optional, Tuple
+from typing import List, Optional, Tuple
 
 import click
 
@@ -38,6 +37,7 @@ def run(
 
     The exit code is 0, 1 after a failure, 130 after Ctrl-C, 143 after TERM.
     """
+    from fate_llm_ext.cli.board import make_board
     from fate_llm_ext.pipelines.check import check
     from fate_llm_ext.pipelines.dag import load_dag
     from fate_llm_ext.pipelines.local import run_job
@@ -55,7 +55,7 @@ def run(
     for number, seed in enumerate(seeds or (None,), start=1):
         one = job if seed is None else with_seed(job, seed)
         label = f"seed {seed}, {number} of {len(seeds)}, " if len(seeds) > 1 else ""
-        with _board(quiet, label) as board:
+        with make_board(quiet, label) as board:
             result = run_job(one, sites, root, out, board)
         report = write_report([result.directory], result.directory / "report.html")
         if result.exit_code:
@@ -67,11 +67,3 @@ def run(
             click.echo(f"seed {seed}: {result.seconds:.0f} s, report: {report}")
     folder = done[0] if len(done) == 1 else out.resolve() / f"seeds-{done[0].name}"
     show_runs(done, folder / "report.html")
-
-
-def _board(quiet: bool, label: str) -> Any:
-    from fate_llm_ext.cli.board import LiveBoard, PlainBoard, QuietBoard
-
-    if quiet:
-        return QuietBoard()
-    return LiveBoard(label) if sys.stdout.isatty() else PlainBoard(label)

@@ -54,8 +54,8 @@ def prepared(dag: Dag) -> Dict[str, Any]:
 def _providers(dag: Dag) -> Iterator[Tuple[str, str]]:
     """(where, provider) of the job and of tasks that have their own."""
     yield _CONF, str((dag.conf.get("task") or {}).get("provider") or PROVIDER)
-    for name, task in (dag.raw["dag"].get("tasks") or {}).items():
-        own = ((task or {}).get("conf") or {}).get("provider")
+    for name in dag.tasks:
+        own = (dag.raw["dag"]["tasks"][name].get("conf") or {}).get("provider")
         if own:
             yield f"tasks.{name}.conf.provider", str(own)
 
@@ -64,7 +64,10 @@ def _tables(dag: Dag, own: Tuple[Party, ...]) -> Iterator[Tuple[str, Party, str,
     """(where, party, namespace, name) of each table that a party of this site reads, each once."""
     seen: Set[Tuple[Party, str, str]] = set()
     for task in dag.tasks.values():
-        whole = catalog.component(task.component)
+        try:
+            whole = catalog.component(task.component)
+        except ExtensionError:
+            continue  # found by `check`
         runs = [party for party in catalog.parties_of(task, dag.parties, whole) if party in own]
         for given in task.inputs:
             for party in runs:
