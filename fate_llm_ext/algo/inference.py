@@ -10,7 +10,7 @@ import pydantic
 
 from fate_llm_ext.algo.answering import Answerer
 from fate_llm_ext.algo.base import Metrics
-from fate_llm_ext.algo.private import table_name
+from fate_llm_ext.algo.private import job_id, table_name
 from fate_llm_ext.config import EvaluationConfig, Group, ModelConfig, TaskConfig
 from fate_llm_ext.data.datasets import has_split, read_rows, write_jsonl
 from fate_llm_ext.data.templates import Example, get_template
@@ -70,7 +70,8 @@ def predict_stage(
         return
     predicted = lines()
     write_jsonl(Path(output.get_directory()) / "predictions.jsonl", predicted)
-    name = f"predictions_{role.name}_{ctx.federation.local_party[1]}"
+    # Without a name of its own FATE would give the directory of one party, or of an earlier job, to another.
+    name = f"predictions_{role.name}_{ctx.federation.local_party[1]}_{job_id(ctx)}"
     output.write_metadata({"rows": len(predicted)}, name=name, namespace="fate_llm_ext")
     _state(ctx, role, "predict", test_data, len(predicted), Artefact("predictions.jsonl", False, PREDICTIONS))
     emit("done")
