@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import queue
+import re
 import struct
 import threading
 import time
@@ -24,7 +25,7 @@ from fate_llm_ext import worker
 from fate_llm_ext.config import NetworkConfig
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.federation.codec import WireMessage, decode, encode
-from fate_llm_ext.federation.queues import open_all
+from fate_llm_ext.federation.queues import Broker, open_all
 from fate_llm_ext.progress import emit
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ class Channel:
         self.bytes_sent = 0
         self.bytes_received = 0
         open_all(ctx.federation, wanted, (self._send_name, self._receive_name))
+        self._broker = Broker(ctx.federation, network.silence_seconds)
         worker.note(channel=self._send_name, sent=dict.fromkeys(self._ranks.values(), 0))
         for peer in self.peers:
             threading.Thread(target=self._read, args=(peer,), name=f"from {peer.name}", daemon=True).start()
@@ -129,9 +131,8 @@ class Channel:
         """
         if self._finished:
             return
-        if doing != self.doing:
-            worker.note(doing=doing)
         self.doing = doing
+        worker.note(doing=doing)
         self._raise_if_aborted()
         now = time.monotonic()
         if now - self._last_heartbeat < self._network.heartbeat_seconds:
@@ -192,7 +193,8 @@ class Channel:
 
         Raises:
             ExtensionError: E301 for an invalid message, E303 if any peer aborted, E304 if the awaited
-                peer is silent for too long, E305 if reading from it failed.
+                peer is silent for too long, E305 if reading from it failed, E865 or E866 if the message broker
+                of this site is away for too long or has lost a message.
         """
         self._grant_time(peer)
         started = said = time.monotonic()
@@ -257,6 +259,7 @@ class Channel:
             raise ExtensionError("E305", party=awaited.name, message=message, reason=reason)
         silence, limit = self._silence(awaited), self._limit(awaited)
         if silence > limit:
+            self._raise_if_the_broker_failed(awaited, message, silence)
             raise ExtensionError(
                 "E304",
                 party=awaited.name,
@@ -267,12 +270,20 @@ class Channel:
                 setting="silence_seconds" if awaited.heard else "startup_seconds",
             )
 
+    def _raise_if_the_broker_failed(self, awaited: Peer, message: str, silence: float) -> None:
+        """Nothing was heard of a peer: is it the peer?"""
+        if reason := self._broker.away():
+            raise ExtensionError("E865", seconds=int(silence), reason=reason)
+        role, party_id = awaited.name.split(" ", 1)
+        if count := self._broker.lost((role, party_id)):
+            raise ExtensionError("E866", party=awaited.name, message=message, count=count)
+
     def _raise_if_aborted(self, awaited: Optional[Peer] = None) -> None:
         for peer in list(self.peers):
             if peer.abort_reason and self._tolerant and peer is not awaited:
                 self.leave_out(peer, peer.abort_reason)
             elif peer.abort_reason:
-                raise ExtensionError("E303", party=peer.name, reason=peer.abort_reason)
+                raise _stopped(peer)
 
     def _limit(self, peer: Peer) -> float:
         """Longest silence of a peer: before its first message it starts up, which may take minutes in one step."""
@@ -291,8 +302,9 @@ class Channel:
         """Under FATE Flow, report and pass on an abort at once: in two seconds all parties of the job are killed."""
         if worker.current() is None or self._tolerant or self._finished:
             return
-        worker.report(str(ExtensionError("E303", party=peer.name, reason=peer.abort_reason)))
-        self.abort(f"{peer.name} stopped: {peer.abort_reason}")
+        error = _stopped(peer)
+        worker.report(str(error))
+        self.abort(f"{error.facts['party']} stopped: {error.facts['reason']}")
 
     # -- frames ------------------------------------------------------------------------------------
 
@@ -332,3 +344,9 @@ class Channel:
         except Exception as error:  # reported by whoever waits for this peer
             logger.warning("reading from %s failed", peer.name, exc_info=True)
             peer.broken = f"{type(error).__name__}: {error}"
+
+
+def _stopped(peer: Peer) -> ExtensionError:
+    """E303, of the party where the trouble began: the arbiter passes on what it heard."""
+    told = re.match(r"(?P<party>(?:guest|host|arbiter) \S+) stopped: (?P<reason>.*)", peer.abort_reason, re.DOTALL)
+    return ExtensionError("E303", **(told.groupdict() if told else {"party": peer.name, "reason": peer.abort_reason}))
