@@ -152,26 +152,39 @@ def load(folder: Path) -> Provider:
     for part in (python, *(folder / "path" / name for name in _PACKAGES)):
         if not part.exists():
             raise ExtensionError("E828", path=folder, reason=f"{part.relative_to(folder)} is missing")
-    variables = {"PYTHONPATH": str(folder / "path"), "HF_HUB_OFFLINE": "1"}
+    found = examine(python, folder / "path")
+    return Provider(folder, found["components"], found["versions"], found["conf"])
+
+
+def examine(python: Path, path: Path) -> Dict[str, Any]:
+    """Have a provider's own Python import all that workers need, with ``path`` as FATE Flow hands it over.
+
+    Returns:
+        ``components``, ``versions`` and ``conf`` as in :class:`Provider`.
+
+    Raises:
+        ExtensionError: E827 if something fails to import, or is another version of this package.
+    """
+    venv = python.parent.parent
     answer = subprocess.run(
         [str(python), "-P", str(Path(__file__).with_name("provider_check.py"))],
         capture_output=True,
         text=True,
-        env=env.clean_environment(**variables),
-        cwd=folder,
+        env=env.clean_environment(PYTHONPATH=str(path), HF_HUB_OFFLINE="1"),
+        cwd=path,
         check=False,
     )
     try:
-        found = json.loads(answer.stdout.strip().splitlines()[-1])
+        found: Dict[str, Any] = json.loads(answer.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):
         words = (answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]
-        raise ExtensionError("E827", environment=folder / "venv", reason=words) from None
+        raise ExtensionError("E827", environment=venv, reason=words) from None
     problems = found["problems"]
     if not problems and found["versions"]["fate-llm-ext"] != __version__:
         problems = [f"it holds fate-llm-ext {found['versions']['fate-llm-ext'] or '(none)'}, not {__version__}"]
     if problems:
-        raise ExtensionError("E827", environment=folder / "venv", reason="; ".join(problems))
-    return Provider(folder, found["components"], found["versions"], found["conf"])
+        raise ExtensionError("E827", environment=venv, reason="; ".join(problems))
+    return found
 
 
 def register(
