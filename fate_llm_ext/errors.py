@@ -863,6 +863,51 @@ CATALOGUE: dict[str, ErrorKind] = {
         "See that neither is being set by hand, and repeat the check.",
         shared=True,
     ),
+    "E839": ErrorKind(
+        "The FATE Flow server {address} is of version {got}; this package is tested with {expected}.",
+        "Use FATE Flow {expected} where you can.",
+    ),
+    "E840": ErrorKind(
+        "{provider} at {address} names {path}, which does not exist on this machine.",
+        "Make it anew and tell the server: `fate-llm-ext provider build`, then `fate-llm-ext provider register`.",
+    ),
+    "E841": ErrorKind(
+        "A task that names no provider gets {got} at this site, not {expected}.",
+        "`fate-llm-ext provider register FOLDER --default` and a restart of the server, or `dag.conf.task.provider` in "
+        "each job; `fate-llm-ext submit` adds it by itself.",
+    ),
+    "E842": ErrorKind(
+        "The message broker of {what} at {address} is of no use: {reason}.",
+        "Start it, open the port, or correct service_conf.yaml and rabbitmq_route_table.yaml of this site's FATE Flow.",
+    ),
+    "E843": ErrorKind(
+        "The message broker works in mode {mode}, in which jobs were seen to hang.",
+        "Give each site a broker of its own and set `federation.rabbitmq.mode: replication` in service_conf.yaml.",
+    ),
+    "E844": ErrorKind(
+        "The table {table} of {party} is bound to {got} at {address}, the site file says {expected}.",
+        "Correct the site file, or bind it anew: `flow table bind --namespace {namespace} --name {name} --path "
+        "{expected}`.",
+    ),
+    "E845": ErrorKind(
+        "There is no site file at {path}: what it says of tables was not compared with the server.",
+        "Name it: --sites FILE, or the variable FATE_LLM_EXT_SITE, as in the server's environment.",
+    ),
+    "E846": ErrorKind(
+        "The server {address} is the site of party {party}, which takes no part: {parties}.",
+        "Name the server of a site that takes part (--server), or the right parties.",
+    ),
+    "E847": ErrorKind(
+        "{path} cannot be read: {reason}. Default provider and brokers were not examined.",
+        "Run this as the user of the server.",
+    ),
+    "E848": ErrorKind(
+        "The handshake, job {job}, has not ended within {seconds} s and was stopped; last known: {awaited}.",
+        "Run `fate-llm-ext doctor --flow` at the site that is awaited; a slow start needs a longer --deadline.",
+    ),
+    "E849": ErrorKind(
+        "{part!r} in {text!r} is no further party of a job.", "Write each once, as ROLE:ID with ROLE one of {roles}."
+    ),
     "E850": ErrorKind(
         "The adapter given as `warm_start_model` is not one of this job's model: {differences}.",
         "Train with the base model and `lora` of the earlier job, or without a warm start.",

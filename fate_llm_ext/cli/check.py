@@ -43,6 +43,8 @@ def check(
         context.exit(1)
     names = "names of the site file" if sites else "names of the site file not looked up (--sites)"
     click.echo(f"OK: {dag}: {len(job.tasks)} task(s), {len(job.parties)} parties, {names}")
+    for source in job.needs_flow():
+        click.echo(f"note: {source.where}: only FATE Flow can serve this (`fate-llm-ext submit`), `run` cannot")
     if show_prompts:
         _show_prompts(job)
 

@@ -108,6 +108,15 @@ class Dag:
             done += ready
         return [self.tasks[name] for name in done]
 
+    def needs_flow(self) -> List[Source]:
+        """Sources that FATE Flow alone can serve: models of earlier jobs, and tables known by their id only."""
+        sources = [source for task in self.tasks.values() for one in task.inputs for source in one.sources]
+        return [
+            source
+            for source in sources
+            if source.kind == "model_warehouse" or (source.kind == "data_warehouse" and not source.fields.get("name"))
+        ]
+
     def to_yaml(self) -> str:
         """The job as FATE reads it, overrides applied."""
         import yaml

@@ -64,11 +64,13 @@ def run_job(
         python: interpreter of the parties' processes.
 
     Raises:
-        ExtensionError: for what can be known before a process starts: E109, E11x, E127, E529, E530.
+        ExtensionError: for what can be known before a process starts: E109, E11x, E127, E520, E529, E530.
     """
     if dag.problems:
         text = "\n".join(map(str, dag.problems))
         raise ExtensionError("E109", path=dag.path, count=len(dag.problems), problems=text)
+    for source in dag.needs_flow():
+        raise ExtensionError("E520", where=source.where, source=source.kind)
     if shutil.which(python) is None:
         raise ExtensionError("E529", party="the parties", reason=f"{python} is not a program")
     order = dag.order()

@@ -13,7 +13,9 @@ SCHEMA_VERSION = "2.2.0"
 ROLES = ("guest", "host", "arbiter", "local")
 STAGES = ("train", "predict", "default", "cross_validation")
 SOURCES = ("data_warehouse", "task_output_artifact", "model_warehouse")
+WAREHOUSES = {"data": "data_warehouse", "model": "model_warehouse"}
 
+_MODEL = ("model_id", "model_version")  # under which FATE Flow keeps all models of a job
 _TOP_KEYS = ("dag", "schema_version", "kind")
 _DAG_KEYS = ("parties", "conf", "stage", "tasks", "party_tasks")
 _TASK_KEYS = ("component_ref", "dependent_tasks", "parameters", "inputs", "outputs", "parties", "conf", "stage")
@@ -41,7 +43,9 @@ def parse_dag(raw: Dict[str, Any], path: Path = Path("job")) -> Dag:
         tasks[str(name)] = reader.task(str(name), value, stage)
     for name, value in reader.mapping("party_tasks", body.get("party_tasks")).items():
         reader.party_tasks(f"party_tasks.{name}", value, tasks)
-    return Dag(path, raw, parties, stage, tasks, reader.mapping("conf", body.get("conf")), reader.problems)
+    conf = reader.mapping("conf", body.get("conf"))
+    reader.models(conf, [source for task in tasks.values() for one in task.inputs for source in one.sources])
+    return Dag(path, raw, parties, stage, tasks, conf, reader.problems)
 
 
 class _Reader:
@@ -131,6 +135,8 @@ class _Reader:
                 at = f"{where}.{kind}.{name}"
                 given = self.mapping(at, by_source, required=True)
                 self.known(at, given, SOURCES)
+                for source in set(given) & (set(WAREHOUSES.values()) - {WAREHOUSES[kind]}):
+                    self.note(f"{at}.{source}", "E852", source=source, kind=kind, expected=WAREHOUSES[kind])
                 sources = [s for key in SOURCES if key in given for s in self._sources(f"{at}.{key}", key, given[key])]
                 inputs.append(Input(kind, str(name), tuple(sources), at))
         return inputs
@@ -151,6 +157,26 @@ class _Reader:
             fields = {key: body.get(key) for key in _SOURCE_KEYS[kind] if key != "parties"}
             sources.append(Source(kind, fields, self.parties(f"{at}.parties", body.get("parties")), at))
         return sources
+
+    def models(self, conf: Dict[str, Any], sources: Sequence[Source]) -> None:
+        """Whether each model of an earlier job is named: at the source, or for all of them under ``conf``."""
+        given = self.mapping("conf.model_warehouse", conf.get("model_warehouse"))
+        self.known("conf.model_warehouse", given, _MODEL)
+        if given:
+            self._model("conf.model_warehouse", given)
+        for source in sources:
+            if source.kind == "model_warehouse" and (
+                any(source.fields[key] is not None for key in _MODEL) or not given
+            ):
+                self._model(source.where, source.fields)
+
+    def _model(self, where: str, given: Dict[str, Any]) -> None:
+        missing = [key for key in _MODEL if given.get(key) in (None, "")]
+        if missing:
+            self.note(where, "E853", missing=" and ".join(missing))
+        for key in _MODEL:
+            if key not in missing and not isinstance(given[key], (str, int)):
+                self.note(f"{where}.{key}", "E103", expected="a name", got=_kind(given[key]))
 
     def party_tasks(self, where: str, value: Any, tasks: Dict[str, Task]) -> None:
         body = self.mapping(where, value, required=True)

@@ -13,6 +13,7 @@ from fate_llm_ext.site import load_sites
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 JOBS = sorted([*CONF.glob("*/dag.yaml"), *CONF.glob("*/*/dag.yaml")])
+OTHERS = sorted(path for path in CONF.glob("*/*/*.yaml") if path.name not in ("dag.yaml", "sites.yaml"))
 
 
 def test_there_are_jobs() -> None:
@@ -30,9 +31,7 @@ def test_there_are_jobs() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "path", [*JOBS, CONF / "fedcot" / "quickstart" / "linked.yaml"], ids=lambda path: str(path.relative_to(CONF))
-)
+@pytest.mark.parametrize("path", [*JOBS, *OTHERS], ids=lambda path: str(path.relative_to(CONF)))
 def test_the_job_and_its_site_file_fit(path: Path, tmp_path: Path) -> None:
     for site in load_sites(path.with_name("sites.yaml"), str(tmp_path)).values():
         for kind in (site.tables, site.models, site.public):
