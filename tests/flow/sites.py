@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator, Mapping
@@ -187,10 +188,10 @@ class Federation:
         found: dict[str, list[int]] = {}
         for party, site in self.sites.items():
             for process in marked(site.folder):
-                if {"component", "execute"} <= set(process.cmdline()) and job_id in process.environ().get(
-                    "FATE_TASK_CONFIG", ""
-                ):
-                    found.setdefault(party, []).append(process.pid)
+                with suppress(psutil.Error):  # it ended meanwhile
+                    words, job = process.cmdline(), process.environ().get("FATE_JOB_ID")
+                    if job == job_id and {"component", "execute"} <= set(words):
+                        found.setdefault(party, []).append(process.pid)
         return found
 
     def report(self, job_id: str) -> str:
