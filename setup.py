@@ -40,6 +40,7 @@ EXTRAS = {
     "privacy": ["opacus>=1.5", "dp-accounting>=0.4.3", "scipy>=1.9"],
     "fate-llm": ["fate-llm==2.2.0"],
     "client": ["fate-client==2.2.0"],
+    "notebook": ["fate-client==2.2.0", "ipykernel>=6.20", "nbclient>=0.8"],
     "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "types-PyYAML"],
 }
 

@@ -104,6 +104,8 @@ else
     overrides=
     [ -f "$constraints/$set_name-overrides.txt" ] && overrides="--override $constraints/$set_name-overrides.txt"
     set -- -e '.[fate,privacy,dev]'
+    # examples/*.ipynb: FATE's Pipeline SDK next to torch and peft.
+    [ "$set_name" = modern ] && set -- -e '.[fate,privacy,dev,notebook]'
     # Without this package: it and fate-llm ask for different releases of peft and opacus. fate-llm imports loguru
     # without asking for it.
     [ "$set_name" = peer ] && set -- pyfate==2.2.0 fate-llm==2.2.0 loguru
