@@ -15,7 +15,7 @@ import warnings
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Iterator
+from typing import TYPE_CHECKING, Any, Iterator, Optional
 
 import click
 from packaging.requirements import Requirement
@@ -23,6 +23,9 @@ from packaging.version import InvalidVersion, Version
 
 from fate_llm_ext._compat import expected_versions, installed_set, installed_version, normalized
 from fate_llm_ext.errors import ExtensionError, Problem
+
+if TYPE_CHECKING:
+    from fate_llm_ext.cli.doctor_flow import FlowReport
 
 DISTRIBUTION = "fate-llm-ext"
 ENTRY_POINT_GROUP = "fate.ext.component_desc"
@@ -62,6 +65,7 @@ class Report:
     free_gb: float = 0.0
     problems: list[Problem] = field(default_factory=list)
     notes: list[Problem] = field(default_factory=list)
+    flow: Optional[FlowReport] = None
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON types."""
@@ -75,16 +79,52 @@ class Report:
             "free_gb": round(self.free_gb, 1),
             "problems": [_finding(problem) for problem in self.problems],
             "notes": [_finding(note) for note in self.notes],
+            **({"flow": self.flow.as_dict()} if self.flow else {}),
         }
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option("--devices", is_flag=True, help="Also import torch and list the CUDA devices (takes seconds).")
+@click.option("--flow", is_flag=True, help="Also examine this site's FATE Flow: provider, brokers, site file, tables.")
+@click.option("--server", metavar="HOST:PORT", help="Of FATE Flow; default: FATE_LLM_EXT_SERVER, then `flow init`.")
+@click.option(
+    "--sites",
+    type=click.Path(path_type=Path),
+    help="This site's file  [default: FATE_LLM_EXT_SITE, then ~/.fate_llm_ext/site.yaml]",
+)
+@click.option(
+    "--parties", metavar="ROLE:ID,...", help="Also run a job with these sites, e.g. guest:9999,host:10000,arbiter:10001"
+)
+@click.option("--dag", type=click.Path(path_type=Path), help="Also run a job with the sites of this job file.")
+@click.option("--deadline", type=float, default=180.0, show_default=True, help="Seconds for that job.")
 @click.pass_context
-def doctor(ctx: click.Context, as_json: bool, devices: bool) -> None:
-    """Say what is installed, what is wrong with it and how to repair it. Exit code 1 if anything is wrong."""
+def doctor(
+    ctx: click.Context,
+    as_json: bool,
+    devices: bool,
+    flow: bool,
+    server: Optional[str],
+    sites: Optional[Path],
+    parties: Optional[str],
+    dag: Optional[Path],
+    deadline: float,
+) -> None:
+    """Say what is installed, what is wrong with it and how to repair it. Exit code 1 if anything is wrong.
+
+    With --flow it also looks at this site's FATE Flow; with --parties or --dag it then runs a handshake between the
+    sites: versions, clocks, round trips. No data and no model takes part in it.
+    """
+    asked = None
+    if flow or server or sites or parties or dag:
+        from fate_llm_ext.cli import doctor_flow
+
+        asked = doctor_flow.Asked(server, sites, parties, dag, deadline)
     report = examine(devices)
+    if asked is not None:
+        report.flow = doctor_flow.run(asked, quiet=as_json)
+        report.problems += report.flow.site.problems
+        report.notes += report.flow.site.notes
     if as_json:
         click.echo(json.dumps(report.as_dict(), indent=2))
     else:
@@ -327,6 +367,10 @@ def _show(report: Report) -> None:
         console.print(f"component {name}: {escape(value)}")
     for device in report.devices:
         console.print(f"device {escape(device)}")
+    if report.flow is not None:
+        from fate_llm_ext.cli.doctor_flow import show
+
+        show(report.flow, console)
     for kind, findings in (("note", report.notes), ("wrong", report.problems)):
         for finding in findings:
             console.print(f"{kind}  {escape(str(finding))}", highlight=False)
