@@ -17,6 +17,7 @@ import pytest
 from fate_llm_ext.algo.session import federated_task
 from fate_llm_ext.config import NetworkConfig
 from fate_llm_ext.errors import ExtensionError
+from fate_llm_ext.federation import aggregation
 from fate_llm_ext.federation.aggregation import DOING, SecureMean
 from fate_llm_ext.federation.channel import Channel
 from fate_llm_ext.federation.codec import WireMessage, array
@@ -24,6 +25,7 @@ from fate_llm_ext.federation.codec import WireMessage, array
 GUEST, HOST, ARBITER = ("guest", "9999"), ("host", "10000"), ("arbiter", "9998")
 EVERYONE = [GUEST, HOST, ARBITER]
 SHAPES = ((30, 40), (7,), ())
+NUMBERS = 30 * 40 + 7 + 1
 ROUNDS = 3
 Outcome = Dict[str, Any]
 
@@ -82,6 +84,15 @@ def watched_averages(ctx: Any, channel: Channel) -> Outcome:
     finally:
         Party.get = get
     return {**outcome, "seen": seen}
+
+
+def pieces(ctx: Any, channel: Channel) -> Outcome:
+    """More numbers than one message takes, and a last message that is not full."""
+    whole, aggregation._PIECE = aggregation._PIECE, 500
+    try:
+        return watched_averages(ctx, channel)
+    finally:
+        aggregation._PIECE = whole
 
 
 def slow_host(ctx: Any, channel: Channel) -> Outcome:
@@ -221,8 +232,9 @@ def fine(outcomes: Dict[Any, Outcome]) -> None:
 # --- contract -------------------------------------------------------------------------------------------
 
 
-def test_the_mean_is_right_in_every_round(parties: Parties) -> None:
-    outcomes = parties.run(averages)
+@pytest.mark.parametrize("scenario", [averages, pieces])
+def test_the_mean_is_right_in_every_round(parties: Parties, scenario: Any) -> None:
+    outcomes = parties.run(scenario)
     fine(outcomes)
     for owner in (GUEST, HOST):
         for round, means in enumerate(outcomes[owner]["results"]):
@@ -236,12 +248,12 @@ def test_the_mean_is_right_in_every_round(parties: Parties) -> None:
 def test_the_bytes_of_both_sides_agree(parties: Parties) -> None:
     outcomes = parties.run(averages)
     fine(outcomes)
-    numbers = 1 + sum(int(np.prod(shape)) for shape in SHAPES)  # and one that tells the shapes
-    keys = 64
+    numbers = 2 + NUMBERS  # two tell of the shapes
+    keys = 32
     for owner in (GUEST, HOST):
         sent, received = outcomes[owner]["bytes"]
-        assert sent == ROUNDS * (16 * numbers + 8) + keys
-        assert received == ROUNDS * (8 * numbers + 8) + keys
+        assert sent == ROUNDS * (16 * numbers + 2 * 8) + keys
+        assert received == ROUNDS * 8 * numbers + keys
     (sent, received) = outcomes[ARBITER]["bytes"]
     assert sent + 2 * keys == sum(outcomes[owner]["bytes"][1] for owner in (GUEST, HOST))
     assert received + 2 * keys == sum(outcomes[owner]["bytes"][0] for owner in (GUEST, HOST))
@@ -251,26 +263,36 @@ def test_the_arbiter_sees_masked_weights_only(parties: Parties) -> None:
     outcomes = parties.run(watched_averages)
     fine(outcomes)
     seen = outcomes[ARBITER]["seen"]
-    assert [name for name, _ in seen] == ["guest_9999", "host_10000"] * ROUNDS
-    for number, (name, (arrays, weight)) in enumerate(seen):
-        plain = weights(name.replace("_", " "), number // 2)
+    assert [name for name, _ in seen] == ["guest_9999", "host_10000"] * 2 * ROUNDS, "shapes, then numbers"
+    for number, (name, ((mixed,), weight)) in enumerate(seen):
         assert weight == 0.5
-        arrays = arrays[1:]
-        for (fraction, integer), own in zip(arrays, plain):
-            masked = (np.asarray(fraction) + np.asarray(integer)).ravel()
-            assert not np.isclose(masked, weight * own.ravel(), rtol=1e-3, atol=1.0).any()
-        masked, own = sum(map(np.asarray, arrays[0])).ravel(), plain[0].ravel()
+        if number % 4 < 2:
+            continue
+        plain = weights(name.replace("_", " "), number // 4)
+        own = np.concatenate([one.ravel() for one in plain])
+        fraction, integer = map(np.asarray, mixed)
+        masked = fraction + integer
+        assert masked.shape == own.shape
+        assert not np.isclose(masked, weight * own, rtol=1e-3, atol=1.0).any()
         assert masked.std() > 1e5 * own.std()
-        assert abs(np.corrcoef(masked, own)[0, 1]) < 0.15  # 1,200 numbers: five standard errors
-        assert abs(np.corrcoef(np.asarray(arrays[0][0]).ravel(), own)[0, 1]) < 0.15, "nor does the fraction show it"
+        first = plain[0].size  # 1,200 numbers of one size: five standard errors
+        assert abs(np.corrcoef(masked[:first], own[:first])[0, 1]) < 0.15
+        assert abs(np.corrcoef(fraction[:first], own[:first])[0, 1]) < 0.15, "nor does the fraction show it"
+
+
+def test_no_message_is_larger_than_a_piece(parties: Parties) -> None:
+    outcomes = parties.run(pieces)
+    fine(outcomes)
+    sizes = [np.size(mixed[0]) for _, ((mixed,), _) in outcomes[ARBITER]["seen"]]
+    assert sizes == [2, 2, 500, 500, 500, 500, 208, 208] * ROUNDS
 
 
 def test_a_mask_is_used_once(parties: Parties) -> None:
     """Else the difference of two rounds would show how the weights moved."""
     outcomes = parties.run(watched_averages)
     fine(outcomes)
-    mine = [value for name, (value, _) in outcomes[ARBITER]["seen"] if name == "guest_9999"]
-    first, second = (sum(map(np.asarray, one[1])).ravel() for one in mine[:2])
+    mine = [mixed for name, ((mixed,), _) in outcomes[ARBITER]["seen"] if name == "guest_9999"]
+    first, second = (sum(map(np.asarray, one)) for one in (mine[1], mine[3]))
     assert np.abs(first - second).min() > 1e-3
     assert (first - second).std() > 1e5
 
