@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlparse
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.flow.failure import explain
 from fate_llm_ext.flow.follow import latest_try, read_events
-from fate_llm_ext.flow.server import FlowServer, JobState, TaskState
+from fate_llm_ext.flow.server import FlowServer, JobState, TaskState, without_secrets
 from fate_llm_ext.pipelines.dag import parse_dag
 
 _META = ("model_directory.meta.yaml", "json_model.meta.yaml")  # FATE Flow's own, among a model's files
@@ -95,13 +95,12 @@ class _Fetch:
 
     def _logs(self, task: TaskState, logs: Path, folder: Path) -> None:
         if (logs / "root/INFO").is_file():
-            shutil.copyfile(logs / "root/INFO", folder / "log.txt")
-            lines = (logs / "root/INFO").read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = _copy_text(logs / "root/INFO", folder / "log.txt")
         else:
             self._lack(f"{task.task}, {task.party}: it has no log")
             lines = []
         if (logs / "stdout/task_execute").is_file():
-            shutil.copyfile(logs / "stdout/task_execute", folder / "stdout.txt")
+            _copy_text(logs / "stdout/task_execute", folder / "stdout.txt")
         events = latest_try(read_events(lines))
         text = "".join(json.dumps(event) + "\n" for event in events)
         (folder / "events.jsonl").write_text(text, encoding="utf-8")
@@ -164,6 +163,13 @@ class _Fetch:
     def _lack(self, what: str) -> None:
         self._missing.append(what)
         self._say(f"not fetched: {what}")
+
+
+def _copy_text(source: Path, target: Path) -> List[str]:
+    """Copy a log without passwords; its lines."""
+    text = "".join(map(without_secrets, source.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)))
+    target.write_text(text, encoding="utf-8")
+    return text.splitlines()
 
 
 def _authored(dag: Dict[str, Any]) -> Dict[str, Any]:

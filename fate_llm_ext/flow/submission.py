@@ -53,9 +53,9 @@ def prepared(dag: Dag) -> Dict[str, Any]:
 
 def _providers(dag: Dag) -> Iterator[Tuple[str, str]]:
     """(where, provider) of the job and of tasks that have their own."""
-    yield _CONF, str((dag.conf.get("task") or {}).get("provider") or PROVIDER)
-    for name in dag.tasks:
-        own = (dag.raw["dag"]["tasks"][name].get("conf") or {}).get("provider")
+    yield _CONF, str(_mapping(dag.conf.get("task")).get("provider") or PROVIDER)
+    for name, task in _mapping(_mapping(dag.raw.get("dag")).get("tasks")).items():
+        own = _mapping(_mapping(task).get("conf")).get("provider")
         if own:
             yield f"tasks.{name}.conf.provider", str(own)
 
@@ -76,3 +76,7 @@ def _tables(dag: Dag, own: Tuple[Party, ...]) -> Iterator[Tuple[str, Party, str,
                     if source.kind == "data_warehouse" and source.fields.get("name") and key not in seen:
                         seen.add(key)
                         yield source.where, *key
+
+
+def _mapping(node: Any) -> Dict[str, Any]:
+    return node if isinstance(node, dict) else {}
