@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Dict
 
+from fate_llm_ext.algo.delivery import deliver
 from fate_llm_ext.progress import emit
 
 
@@ -81,6 +82,7 @@ class Metrics:
 
     def __init__(self, ctx: Any) -> None:
         self._ctx = ctx
+        deliver(ctx.metrics.handler)
 
     def log(self, arm: str, round: int, name: str, value: float) -> None:
         """A number of one round."""

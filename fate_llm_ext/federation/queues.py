@@ -1,4 +1,4 @@
-"""FATE's transports, made ready for one sending and several reading threads.
+"""FATE's transports, made ready for one sending and several reading threads, and for a broker that restarts.
 
 FATE opens tables (standalone engine) and makes queues (message brokers) on first use. Done by several threads at once,
 either goes wrong now and then; so all of them are opened here, one after the other.
@@ -6,7 +6,9 @@ either goes wrong now and then; so all of them are opened here, one after the ot
 
 from __future__ import annotations
 
+import importlib
 import logging
+import socket
 import time
 from typing import Any, Sequence, Tuple
 
@@ -16,6 +18,87 @@ logger = logging.getLogger(__name__)
 
 RECONNECT_SECONDS = 1  # between brokers; RabbitMQ's own 5 s are the whole time of a short job
 _ATTEMPTS = 20
+_PAUSE_SECONDS = 1.0
+_SEPARATOR = "^"  # of FATE's names of received messages
+
+
+class Broker:
+    """This site's RabbitMQ, for a federation over it: sending and reading outlive its restart.
+
+    FATE's own reader raises then, its sender gives up after 10 s. What a broker held does not outlive its restart; a
+    reader cannot tell a lost message from one that is yet to come, so :meth:`lost` counts what came after it.
+    With another transport, nothing here does anything.
+
+    Args:
+        federation: FATE's federation of the task.
+        seconds: how long the broker may be away while a message is sent.
+    """
+
+    def __init__(self, federation: Any, seconds: float) -> None:
+        self._federation = federation if hasattr(federation, "_rabbit_manager") else None
+        self._seconds = seconds
+        if self._federation is not None:
+            self._errors = importlib.import_module("pika.exceptions")
+            self._push = federation._push_bytes
+            federation._push_bytes = self._send
+            federation._receive_obj = self._receive
+
+    def away(self) -> str:
+        """Why the broker does not answer, "" if it does."""
+        if self._federation is None:
+            return ""
+        try:
+            socket.create_connection((self._federation._mq.host, self._federation._mq.port), timeout=2).close()
+        except OSError as error:
+            return str(error)
+        return ""
+
+    def lost(self, party: Tuple[str, str]) -> int:
+        """How many messages of a party are here though an earlier one is not; to be asked when it should be."""
+        if self._federation is None:
+            return 0
+        end = _SEPARATOR.join(("", party[1], party[0]))
+        return sum(key.endswith(end) for key in list(self._federation._message_cache))
+
+    def _send(self, *arguments: Any, **named: Any) -> None:
+        began = time.monotonic()
+        while True:
+            try:
+                self._push(*arguments, **named)
+                return
+            except (self._errors.AMQPError, OSError) as error:
+                # A repeated message that had gone out is no matter: its receiver knows it by name and number.
+                if time.monotonic() - began > self._seconds:
+                    reason = " ".join(f"{type(error).__name__} {error}".split())
+                    raise ExtensionError("E865", seconds=int(time.monotonic() - began), reason=reason) from error
+                logger.warning("the message broker does not take a message", exc_info=True)
+                time.sleep(_PAUSE_SECONDS)
+
+    def _receive(self, line: Any, name: str, tag: str) -> bytes:
+        """One message of a queue, by name and tag; the others in it are kept for later.
+
+        As long as nobody else ends the waiting, it lasts. A consumer is kept between messages, which saves each of
+        them two round trips to the broker.
+        """
+        received = self._federation._message_cache
+        sender = (line._dst_party_id, line._dst_role)
+        wanted = _SEPARATOR.join((name, tag, *sender))
+        while wanted not in received:
+            try:
+                line._get_channel()
+                for delivery, properties, body in line._channel.consume(line._receive_queue_name):
+                    key = _SEPARATOR.join((properties.message_id, properties.correlation_id, *sender))
+                    received[key] = body  # first: an acknowledgement may fail, and the broker forgets after it
+                    line._channel.basic_ack(delivery.delivery_tag)
+                    if wanted in received:
+                        break
+            except (self._errors.ChannelClosedByBroker, self._errors.ProbableAuthenticationError):
+                raise  # the queue or the user is gone: this task has been cleaned up
+            except (self._errors.AMQPError, OSError):
+                logger.warning("the message broker cannot be read", exc_info=True)
+                time.sleep(_PAUSE_SECONDS)
+        message: bytes = received.pop(wanted)
+        return message
 
 
 def open_all(federation: Any, parties: Sequence[Tuple[str, str]], names: Sequence[str]) -> None:
