@@ -21,7 +21,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Collection, Dict, List, Mapping, Optional
+from typing import Any, Collection, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from fate_llm_ext import last_words, progress
 from fate_llm_ext.errors import ExtensionError
@@ -41,6 +41,7 @@ class Task:
         execution: the party's id of this try; FATE Flow's key for reports.
         version: number of the try, from 0.
         tables: input -> ``<namespace>/<name>`` of the table that this party reads there.
+        producers: (task, output) from which its other data inputs come, FATE's reader among them.
         given: the parameters as the job gives them, those that FATE drops included.
         server: the site's FATE Flow, with its version prefix.
         config: FATE's configuration of the task.
@@ -54,6 +55,7 @@ class Task:
     role: str
     party_id: str
     tables: Mapping[str, str]
+    producers: Tuple[Tuple[str, str], ...]
     given: Mapping[str, Any]
     server: str
     config: Path
@@ -174,20 +176,28 @@ def table(folder: str) -> Optional[str]:
     if _worker is None:
         return None
     for name in _worker.task.tables.values():
-        if _bound_to(name, folder):
+        namespace, _, table_name = name.partition("/")
+        if any(_is_at(one, folder) for one in _ask("/table/query", {"namespace": namespace, "name": table_name})):
             return name
+    own = {"job_id": _worker.task.job, "role": _worker.task.role, "party_id": _worker.task.party_id}
+    for task, output in _worker.task.producers:
+        for one in _ask("/worker/data/tracking/query", {**own, "task_name": task, "output_key": output}):
+            if _is_at(one, folder) and one.get("name"):
+                return f"{one.get('namespace')}/{one['name']}"
     return None
 
 
-def _bound_to(name: str, folder: str) -> bool:
-    """Whether the site's FATE Flow has this table at that path."""
+def _ask(path: str, query: Dict[str, Any]) -> List[Mapping[str, Any]]:
+    """Tables as the site's FATE Flow describes them; none if it does not answer."""
     assert _worker is not None
-    namespace, _, table_name = name.partition("/")
-    query = {"namespace": namespace, "name": table_name}
     with suppress(OSError, ValueError):
-        data = last_words.get(f"{_worker.task.server}/table/query", query, _REPORT_SECONDS).get("data") or {}
-        return Path(str(data.get("path", "")).replace("file://", "", 1)).resolve() == Path(folder).resolve()
-    return False
+        data = last_words.get(_worker.task.server + path, query, _REPORT_SECONDS).get("data") or []
+        return data if isinstance(data, list) else [data]
+    return []
+
+
+def _is_at(table: Mapping[str, Any], folder: str) -> bool:
+    return Path(str(table.get("path", "")).replace("file://", "", 1)).resolve() == Path(folder).resolve()
 
 
 def _read_task() -> Optional[Task]:
@@ -208,6 +218,7 @@ def _read_task() -> Optional[Task]:
         role=str(raw["role"]),
         party_id=str(raw["party_id"]),
         tables=_tables(raw),
+        producers=_producers(raw),
         given=raw.get("parameters") or {},
         server=f"{server['protocol']}://{server['host']}:{server['port']}/{server['api_version']}",
         config=config,
@@ -223,18 +234,24 @@ def _argument(name: str) -> Optional[Path]:
 
 def _tables(raw: Mapping[str, Any]) -> Dict[str, str]:
     """The tables that this party reads; FATE Flow lists the inputs of all parties."""
-    found: Dict[str, str] = {}
-    inputs = (raw.get("input_artifacts") or {}).get("data") or {}
-    for name, given in inputs.items():
-        channels: List[Mapping[str, Any]] = given if isinstance(given, list) else [given]
-        for channel in channels:
+    given = {name: one for name, one in _channels(raw) if one.get("name") and one.get("namespace")}
+    return {name: f"{one['namespace']}/{one['name']}" for name, one in given.items()}
+
+
+def _producers(raw: Mapping[str, Any]) -> Tuple[Tuple[str, str], ...]:
+    given = [one for _, one in _channels(raw) if one.get("producer_task") and one.get("output_artifact_key")]
+    return tuple((str(one["producer_task"]), str(one["output_artifact_key"])) for one in given)
+
+
+def _channels(raw: Mapping[str, Any]) -> Iterator[Tuple[str, Mapping[str, Any]]]:
+    """This party's data inputs and where they come from."""
+    for name, given in ((raw.get("input_artifacts") or {}).get("data") or {}).items():
+        for channel in given if isinstance(given, list) else [given]:
             parties = channel.get("parties")
-            mine = not parties or any(
+            if not parties or any(
                 one["role"] == raw["role"] and str(raw["party_id"]) in map(str, one["party_id"]) for one in parties
-            )
-            if mine and channel.get("name") and channel.get("namespace"):
-                found[name] = f"{channel['namespace']}/{channel['name']}"
-    return found
+            ):
+                yield name, channel
 
 
 def _use_site(site: Site) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
@@ -50,7 +50,7 @@ def load_earlier_adapter(model: Any, folder: Path, base: str, tokenizer: PreTrai
 
 def _settings(own: Any, earlier: Any, base: str) -> List[str]:
     """In what the configurations of two adapters differ, beyond what concerns training only."""
-    pairs = {"base model": (base, earlier.base_model_name_or_path)}
+    pairs: Dict[str, Tuple[Any, Any]] = {"base model": (base, earlier.base_model_name_or_path)}
     pairs["kind of adapter"] = (str(own.peft_type), str(earlier.peft_type))
     pairs.update({name: (getattr(own, key, None), getattr(earlier, key, None)) for key, name in _APPLIED.items()})
     return [f"{name}: {one!r} here, {other!r} there" for name, (one, other) in pairs.items() if one != other]

@@ -26,6 +26,8 @@ worker.enter(["rounds", "model"])
 task = worker.current()
 settings = os.environ["HF_HUB_OFFLINE"], os.environ["OMP_NUM_THREADS"]
 print(task.party, task.version, task.tables, *settings, flush=True)
+if "table" in sys.argv:
+    print(worker.table(sys.argv[-1]), flush=True)
 worker.note(doing="training")
 if "report" in sys.argv:
     worker.report("the reason")
@@ -38,11 +40,15 @@ if "wait" in sys.argv:
 
 
 class Flow(http.server.BaseHTTPRequestHandler):
-    """The three requests that a worker makes, answered by a real HTTP server."""
+    """The requests that a worker makes, answered by a real HTTP server."""
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
         self.server.asked.append((path, dict(urllib.parse.parse_qsl(query))))  # type: ignore[attr-defined]
+        if path == "/v2/worker/data/tracking/query":
+            read = [{"namespace": "llm", "name": "news", "path": self.server.table}]  # type: ignore[attr-defined]
+            self._answer({"code": 0, "data": read})
+            return
         answers = {"/v2/job/task/query": [{"party_status": self.server.status}], "/v2/job/query": [{"status": "x"}]}  # type: ignore[attr-defined]
         self._answer({"code": 0, "data": answers.get(path, {"path": self.server.table})})  # type: ignore[attr-defined]
 
@@ -135,6 +141,24 @@ def test_a_worker_knows_its_task_and_uses_its_site(scene: Scene) -> None:
     assert out.split("\n")[0] == "guest 9999 1 {'train_data': 'llm/news'} 1 3"
     assert not scene.texts, "who ends in its own way needs nobody to speak"
     assert not scene.final.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ({"namespace": "llm", "name": "news"}, "/v2/table/query"),
+        ({"producer_task": "reader_0", "output_artifact_key": "output_data"}, "/v2/worker/data/tracking/query"),
+    ],
+)
+def test_a_folder_has_the_name_of_its_table(scene: Scene, given: dict[str, str], asked: str, tmp_path: Path) -> None:
+    """Bound or read by FATE's reader: the ledger and the site's budgets know it by one name."""
+    scene.write(input_artifacts={"data": {"train_data": given}, "model": None})
+    scene.server.table = f"file://{tmp_path}"
+    code, out, err = scene.run("table", str(tmp_path))
+    assert code == 0, err
+    assert out.split("\n")[1] == "llm/news"
+    assert asked in {path for path, _ in scene.server.asked}
+    assert scene.run("table", str(tmp_path / "other"))[1].split("\n")[1] == "None"
 
 
 def test_the_first_reason_is_reported_and_no_later_one(scene: Scene) -> None:
