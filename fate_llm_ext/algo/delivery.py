@@ -40,6 +40,7 @@ class Delivery:
         self._waiting: List[Dict[str, Any]] = []
         self._changed = threading.Condition()
         self._closing = False
+        self._given_up = False
         self._reason = ""
         self._thread: Optional[threading.Thread] = None
 
@@ -66,6 +67,7 @@ class Delivery:
             self._changed.notify_all()
         self._thread.join(self._last_seconds)
         if self._thread.is_alive():
+            self._given_up = True
             count, seconds = len(self._waiting), int(self._last_seconds)
             error = ExtensionError("E867", count=count, seconds=seconds, reason=self._reason or "no answer yet")
             emit("warning", code=error.code, message=str(error))
@@ -87,7 +89,9 @@ class Delivery:
                     self._check(session.post(self._address, json={"data": batch}, timeout=_ANSWER_SECONDS))
                 except (requests.RequestException, ValueError) as error:
                     self._reason = " ".join(f"{type(error).__name__}: {error}".split())
-                    logger.warning("this site's FATE Flow does not take metrics", exc_info=True)
+                    logger.warning("this site's FATE Flow does not take metrics: %s", self._reason)
+                    if self._given_up:
+                        return
                     time.sleep(_PAUSE_SECONDS)
                     continue
                 with self._changed:

@@ -80,6 +80,7 @@ class Broker:
         As long as nobody else ends the waiting, it lasts. A consumer is kept between messages, which saves each of
         them two round trips to the broker.
         """
+        assert self._federation is not None
         received = self._federation._message_cache
         sender = (line._dst_party_id, line._dst_role)
         wanted = _SEPARATOR.join((name, tag, *sender))
