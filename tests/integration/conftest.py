@@ -7,21 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
-from jobs import CLIENTS, KEYS, PARTIES, JobFiles, make
+from jobs import CLIENTS, KEYS, PARTIES, JobFiles, make_world
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``tickets.jsonl``, ``data/{guest_9999,host_10000,public}``, ``models/{gpt2,llama,neox}``."""
-    root = tmp_path_factory.mktemp("world")
-    make("data", "generate", "tickets", "--rows", "600", "--out", root / "tickets.jsonl")
-    sizes = ["--parties", "guest_9999=16,host_10000=16", "--public", "20", "--unlabelled", "12", "--test", "10"]
-    make("data", "split", root / "tickets.jsonl", "--template", "tickets", "--out", root / "data", *sizes)
-    small = ["--steps", "20", "--hidden", "16", "--vocab-size", "400", "--context", "192", "--threads", "1"]
-    for arch, kind in (("gpt2", "byte_bpe"), ("llama", "sentencepiece_bpe"), ("neox", "byte_bpe")):
-        place = ["--corpus", root / "tickets.jsonl", "--out", root / "models" / arch]
-        make("models", "tiny", *place, "--arch", arch, "--tokenizer-kind", kind, *small)
-    return root
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture

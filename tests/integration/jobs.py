@@ -31,6 +31,18 @@ def make(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def make_world(root: Path) -> Path:
+    """``tickets.jsonl``, ``data/{guest_9999,host_10000,public}``, ``models/{gpt2,llama,neox}``."""
+    make("data", "generate", "tickets", "--rows", "600", "--out", root / "tickets.jsonl")
+    sizes = ["--parties", "guest_9999=16,host_10000=16", "--public", "20", "--unlabelled", "12", "--test", "10"]
+    make("data", "split", root / "tickets.jsonl", "--template", "tickets", "--out", root / "data", *sizes)
+    small = ["--steps", "20", "--hidden", "16", "--vocab-size", "400", "--context", "192", "--threads", "1"]
+    for arch, kind in (("gpt2", "byte_bpe"), ("llama", "sentencepiece_bpe"), ("neox", "byte_bpe")):
+        place = ["--corpus", root / "tickets.jsonl", "--out", root / "models" / arch]
+        make("models", "tiny", *place, "--arch", arch, "--tokenizer-kind", kind, *small)
+    return root
+
+
 @dataclass
 class JobFiles:
     """A DAG and a site file that a test may change before it runs them."""
