@@ -22,7 +22,7 @@ _STANDALONE = 3000
 _NO_TABLE = 7001
 _LISTED_JOBS = 20
 # FATE writes the broker's password into the log of every task that it cleans up.
-_SECRET = re.compile(r"""((['"])[\w-]*(?:password|passwd|secret|token)\2: ?)(['"])[^'"]*\3""", re.IGNORECASE)
+_SECRET = re.compile(r"""((['"])[\w-]*(?:password|passwd|secret|token)\2: ?)(['"])(?:(?!\3).)*\3""", re.IGNORECASE)
 
 
 def without_secrets(line: str) -> str:
