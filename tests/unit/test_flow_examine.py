@@ -359,7 +359,7 @@ def test_parties_that_make_no_job(world: World) -> None:
     assert "/v2/job/submit" not in world.flow.calls
 
 
-LOG = "[INFO][2026-11-21 00:31:50,101][19:2]: event "  # as FATE Flow writes it
+LOG = "[INFO][2026-11-21 00:24:09,356][27882][progress.emit][line:43]: event "  # as FATE Flow writes it
 
 
 def running_job(world: World, status: str, events: list[dict[str, Any]]) -> None:
