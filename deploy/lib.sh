@@ -43,16 +43,21 @@ fill() { # fill TEMPLATE TARGET NAME=VALUE...: @NAME@ in the template becomes VA
     (umask 077 && printf '%s\n' "$text" >"$target")
 }
 
+ours() { # ours PID: it runs, and for this site; after a restart of the machine the number may be another's
+    kill -0 "$1" 2>/dev/null || return 1
+    grep -qzxF "$MARK=$SITE" "/proc/$1/environ" 2>/dev/null || tr '\0' ' ' 2>/dev/null <"/proc/$1/cmdline" | grep -qF "$SITE"
+}
+
 alive() { # alive PID_FILE
-    [ -f "$1" ] && kill -0 "$(cat "$1")" 2>/dev/null
+    [ -f "$1" ] && ours "$(cat "$1")"
 }
 
 stop_pid() { # stop_pid PID_FILE SECONDS: TERM, then KILL
     local pid deadline=$((SECONDS + $2))
     [ -f "$1" ] || return 0
     pid=$(cat "$1")
-    kill "$pid" 2>/dev/null || true
-    while kill -0 "$pid" 2>/dev/null; do
+    ! ours "$pid" || kill "$pid" 2>/dev/null || true
+    while ours "$pid"; do
         ((SECONDS < deadline)) || kill -9 "$pid" 2>/dev/null || true
         sleep 0.1
     done

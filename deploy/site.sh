@@ -6,15 +6,34 @@
 command=${1:?install, start, stop, restart or status}
 load_site "${2:?the folder of the site}"
 
-end_workers() { # what runs tasks outlives the server; it has the site's mark in its environment
+rest() { # rest [PATTERN]: processes of this site whose command matches
     local file pid
     for file in $(grep -lzxF "$MARK=$SITE" /proc/[0-9]*/environ 2>/dev/null); do
         pid=${file//[^0-9]/}
-        # Not the shell that asks for this, nor broker and gateway, which end in their own way.
-        case $(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null) in
-        *fate_flow* | *fate.components* | *fate_llm_ext*) kill -9 "$pid" 2>/dev/null || true ;;
+        case $(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline") in
+        *"$DEPLOY/"*) ;; # this script, and what has called it
+        *${1:-}*) echo "$pid" ;;
         esac
     done
+}
+
+end() { # end PROCESS...
+    [ $# = 0 ] || kill -9 "$@" 2>/dev/null || true
+}
+
+end_workers() { # what runs tasks outlives the server; it has the site's mark in its environment
+    # shellcheck disable=SC2046
+    end $(rest fate_flow) $(rest fate.components) $(rest fate_llm_ext)
+}
+
+end_rest() { # what a service leaves behind that was killed, or that was interrupted while it started
+    # shellcheck disable=SC2046
+    end $(rest)
+    # nginx wipes its environment; its workers are known by their log.
+    if [ -f "$SITE/proxy/error.log" ]; then
+        # shellcheck disable=SC2046
+        end $(lsof -t -a -c nginx "$SITE/proxy/error.log" 2>/dev/null)
+    fi
 }
 
 case $command in
@@ -32,6 +51,7 @@ stop)
     end_workers
     "$DEPLOY/proxy.sh" stop "$SITE"
     "$DEPLOY/broker.sh" stop "$SITE"
+    end_rest
     ;;
 restart)
     "$0" stop "$SITE"

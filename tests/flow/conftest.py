@@ -1,8 +1,8 @@
 """One federation for all tests of this folder: three sites of FATE Flow with brokers and gateways of their own.
 
-``PROVIDER_ENVIRONMENT`` names a provider environment that is there already (default: .venv-provider, which
-`make test-flow` makes). ``FEDERATION`` names a folder of deploy/federation.sh whose sites run, have the provider and
-the tables, and shall be left running: for work on the tests.
+``PROVIDER_ENVIRONMENT`` names a provider environment to be used as it is (default: .venv-provider, which is made or
+renewed by `fate-llm-ext provider build`). ``FEDERATION`` names a folder of deploy/federation.sh whose sites run, have the
+provider and the tables, and shall be left running: for work on the tests.
 """
 
 from __future__ import annotations
@@ -48,15 +48,6 @@ def packages() -> None:
 
 
 @pytest.fixture(scope="session")
-def provider() -> Path:
-    """The environment that runs the components at every site."""
-    folder = Path(os.environ.get("PROVIDER_ENVIRONMENT") or REPOSITORY / ".venv-provider").resolve()
-    if not (folder / "bin/python").exists():
-        pytest.fail(f"{folder} is no provider environment: make test-flow, or make venv-provider", pytrace=False)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """Three sites that are up, know the provider and have the table llm/news."""
     request.getfixturevalue("packages")
@@ -68,9 +59,9 @@ def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
             (folder / "sites.yaml").write_text(text)
         yield Federation(folder, data)
         return
-    provider = request.getfixturevalue("provider")
     folder = tmp_path_factory.mktemp("federation")
-    sites = Federation(folder, folder / "data", provider)
+    environment = os.environ.get("PROVIDER_ENVIRONMENT")
+    sites = Federation(folder, folder / "data", Path(environment).resolve() if environment else None)
     try:
         data = prepare(sites.data)
         try:

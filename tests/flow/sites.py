@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any, Iterable, Iterator, Mapping
 
 import psutil
 import requests
@@ -128,7 +128,7 @@ class Federation:
 
     folder: Path
     data: Path  # what conf/fedmkt/three_sites/prepare.sh made: data/{guest_9999,host_10000,public}, models/
-    provider: Path = REPOSITORY / ".venv-provider"
+    environment: Path | None = None  # of the provider
     sites: dict[str, Site] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -222,8 +222,8 @@ class Federation:
                 raise FederationError(f"deploy/federation.sh up:\n{done.stdout}{done.stderr}\n{self.logs()}")
             for site in self.sites.values():
                 shutil.rmtree(site.folder, ignore_errors=True)
+        register(self.sites.values(), self.environment)
         for party, site in self.sites.items():
-            register(site, self.provider)
             if site.role != "arbiter":
                 site.tables(news=self.data / f"data/{site.role}_{party}")
 
@@ -271,25 +271,28 @@ def script(command: str, folder: Path, **environment: str) -> subprocess.Complet
     return subprocess.CompletedProcess(call, process.returncode, out, err)
 
 
-def register(site: Site, provider: Path) -> None:
-    """Make the extension known to a site: ``provider`` is an environment with FATE, the extension and Flow's needs."""
-    packages = next((site.folder / "server/lib").glob("python*/site-packages"))
-    place = site.folder / "provider"
-    place.mkdir(exist_ok=True)
-    for name in ("fate_flow", "ofx"):
-        if not (place / name).exists():
-            (place / name).symlink_to(packages / name)
-    names = ("fedmkt", "dpkd", "fdkt", "fedcot", "text_evaluation", "site_check", "reader")
-    spec = {
-        "name": "fate",
-        "device": "local",
-        "version": "llm_ext_0.1.0",
-        "metadata": {"path": str(place), "venv": str(provider / "bin/python")},
-        "components_description": {name: {} for name in names},
-    }
-    (site.folder / "provider.json").write_text(json.dumps(spec))
-    answer = site.flow("provider", "register", "-c", site.folder / "provider.json")
-    assert answer["code"] == 0, answer
+def register(sites: Iterable[Site], environment: Path | None = None) -> None:
+    """Build the provider of each site and make it known to its server, as an operator does.
+
+    Args:
+        sites: what runs.
+        environment: a provider environment that is there; by default .venv-provider, made or renewed by this.
+    """
+    sites = list(sites)
+    if environment is None:
+        environment = REPOSITORY / ".venv-provider"
+        _provider("build", environment, "--server-python", sites[0].python)
+    for site in sites:
+        folder = site.folder / "provider"
+        _provider("build", folder, "--server-python", site.python, "--environment", environment)
+        _provider("register", folder, "--server", site.address)
+
+
+def _provider(*arguments: object) -> None:
+    call = [str(PROGRAM), "provider", *map(str, arguments)]
+    done = subprocess.run(call, env=ENVIRONMENT, capture_output=True, text=True, timeout=1800, check=False)
+    if done.returncode:
+        raise FederationError(f"{' '.join(call)}\n{done.stdout}{done.stderr}")
 
 
 def prepare(folder: Path) -> subprocess.Popen[str]:
