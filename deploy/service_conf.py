@@ -49,6 +49,12 @@ def main(conf: Path, partners: Path) -> None:
             passwd=env["SECRET_MYSQL"],
         )
     _write(path, settings)
+    path = conf / "job_default_config.yaml"
+    defaults = yaml.safe_load(path.read_text(encoding="utf-8"))
+    # By default each party reports the end of its task to the scheduler's server, once: if that one is just being
+    # restarted, the job is running for ever.
+    defaults["sync_type"] = "poll"
+    _write(path, defaults)
     lines = [line.split() for line in partners.read_text(encoding="utf-8").splitlines()]
     routes = {
         line[0]: {"host": line[1], "port": int(line[3])} for line in lines if line and not line[0].startswith("#")
