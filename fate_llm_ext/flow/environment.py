@@ -207,12 +207,8 @@ def make_environment(folder: Path, python: str, source: str, steps: Steps) -> No
         made_for = ask(own, "import pip, sys; print(sys.prefix)").stdout.strip() if own.exists() else ""
         if made_for != str(folder):  # not there, not whole, or moved here with scripts that point elsewhere
             steps.run(f"virtual environment {folder}", python, "-m", "venv", "--clear", folder)
-        constraints = CONSTRAINTS / "modern.txt"
-        steps.run(
-            "torch",
-            *(own, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", *steps.index_options()),
-            *("-c", constraints, *FIRST),
-        )
+        pip = ("-m", "pip", "install", "--no-input", "--disable-pip-version-check", *steps.index_options())
+        steps.run("torch", own, *pip, "-c", CONSTRAINTS / "modern.txt", *FIRST)
         requirements = folder / "requirements.txt"
         requirements.write_text("\n".join(pins("modern", "flow")) + "\n", encoding="utf-8")
         steps.run("FATE 2.2, the modern set, what FATE Flow's workers import", *_uv(folder, steps), "-r", requirements)

@@ -51,7 +51,9 @@ with open(path, encoding="utf-8") as file:
 settings["default_provider"] = {"name": "fate", "version": version, "device": "local"}
 with open(os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
     yaml.dump(settings, file)
-os.chmod(path + ".new", os.stat(path).st_mode)
+before = os.stat(path)
+os.chmod(path + ".new", before.st_mode)
+os.chown(path + ".new", before.st_uid, before.st_gid)
 os.replace(path + ".new", path)
 """
 
