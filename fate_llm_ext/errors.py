@@ -864,8 +864,8 @@ CATALOGUE: dict[str, ErrorKind] = {
         shared=True,
     ),
     "E839": ErrorKind(
-        "The FATE Flow server {address} is of version {got}; this package is tested with {expected}.",
-        "Use FATE Flow {expected} where you can.",
+        "The FATE Flow server {address} could not start the job, {count} site(s) did not take it: {refusals}.",
+        "Run `fate-llm-ext doctor --flow` at these sites.",
     ),
     "E840": ErrorKind(
         "{provider} at {address} names {path}, which does not exist on this machine.",
@@ -925,6 +925,7 @@ CATALOGUE: dict[str, ErrorKind] = {
         "Set conf.model_warehouse.model_id (the id of the job that trained it) and conf.model_warehouse.model_version "
         "('0'), or both here.",
     ),
+    "E854": ErrorKind("The input {name} of {component} cannot be {value!r}.", "Write {expected}, or give a channel."),
     "E865": ErrorKind(
         "The message broker of this site does not answer for {seconds} s: {reason}.",
         "Look at the broker's log and start it again, then run the job again.",

@@ -167,9 +167,8 @@ class Connection:
             raise ExtensionError("E805", address=self.address, reason=f"code {code}, {message}")
         if answer.get("data"):
             message = f"{message} {answer['data']}"
-        raise ExtensionError(
-            "E806", address=self.address, call=path, number=code, message=message[:_MOST_OF_A_MESSAGE].rstrip(". ")
-        )
+        short = message[:_MOST_OF_A_MESSAGE].rstrip(". ")
+        raise ExtensionError("E806", address=self.address, call=path, number=code, message=short, whole=message)
 
     def _send(self, method: str, path: str, seconds: float, stream: bool = False, **arguments: Any) -> Any:
         import requests

@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from fate_llm_ext.errors import ExtensionError, Problem
 from fate_llm_ext.flow.connection import Connection, find_account
-from fate_llm_ext.flow.provider import FLOW_VERSION, PROVIDER, VERSION
+from fate_llm_ext.flow.provider import PROVIDER, VERSION
 from fate_llm_ext.flow.provider import examine as examine_provider
 from fate_llm_ext.flow.server import FlowServer
 from fate_llm_ext.site import DEFAULT_SITE_FILE, ROOT_VARIABLE, SITE_FILE_VARIABLE, Site, load_sites
@@ -85,8 +85,6 @@ def _server(report: SiteReport, server: FlowServer) -> None:
     report.party = server.party_id() or ""
     plays = f"party {report.party}" if report.party else "all parties by itself"
     report.found["server"] = f"FATE Flow {version or '(no version)'} at {server.address}, {plays}"
-    if version != FLOW_VERSION:
-        report.note("server", ExtensionError("E839", address=server.address, got=version, expected=FLOW_VERSION))
 
 
 def _providers(address: Optional[str]) -> List[Dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.flow.archive import unpack
 from fate_llm_ext.flow.connection import FEDERATED_SECONDS, Connection, find_account
+from fate_llm_ext.flow.refusals import refused
 from fate_llm_ext.pipelines.job import Party
 
 ENDED = ("success", "pass", "failed", "timeout", "canceled")
@@ -118,8 +119,15 @@ class FlowServer:
         return str(answer["data"]["party_id"]) if answer and answer.get("data") else None
 
     def submit(self, dag: Mapping[str, Any]) -> str:
-        """Start a job at all its sites; its id."""
-        answer = self._connection.post("/job/submit", {"dag_schema": dict(dag)}, FEDERATED_SECONDS)
+        """Start a job at all its sites; its id.
+
+        Raises:
+            ExtensionError: E839 if sites do not take it.
+        """
+        try:
+            answer = self._connection.post("/job/submit", {"dag_schema": dict(dag)}, FEDERATED_SECONDS)
+        except ExtensionError as error:
+            raise refused(error) or error from error
         if not answer.get("job_id"):
             raise ExtensionError("E804", address=self.address, reason="it gives a submitted job no id")
         return str(answer["job_id"])

@@ -21,6 +21,7 @@ from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.flow.examine import SiteReport, examine
 from fate_llm_ext.flow.handshake import job_between, read_parties, shake_hands
 from fate_llm_ext.flow.provider import PROVIDER, VERSION
+from fate_llm_ext.flow.refusals import refusals
 from fate_llm_ext.flow.server import FlowServer
 from fate_llm_ext.pipelines.check import check
 from fate_llm_ext.pipelines.job import Party
@@ -190,13 +191,6 @@ def test_without_an_answer_there_is_one_problem() -> None:
     report = examine(f"127.0.0.1:{closed_port()}")
     assert codes(report) == (["E801"], [])
     assert codes(examine("no address")) == (["E802"], [])
-
-
-def test_another_version_of_flow_is_a_note(world: World) -> None:
-    world.flow.routes["/v2/server/fateflow"] = lambda _: data({"flow": {"version": "2.1.0"}})
-    report = world.examine()
-    assert codes(report) == ([], ["E839"])
-    assert all(word in report.notes[0].error.problem for word in ("2.1.0", "2.2.0"))
 
 
 def test_a_provider_that_is_not_registered(world: World) -> None:
@@ -429,3 +423,34 @@ def test_a_handshake_is_shown(world: World) -> None:
     assert result.exit_code == 0, result.output
     for words in ("job j1, success", "+0.250 s ± 0.004 s", "12 ms", "20 ms", "10.00", "2.13.0", "All is well."):
         assert words in result.output
+
+
+# --- sites that do not take a job -----------------------------------------------------------------------
+
+REFUSED = """Traceback (most recent call last):
+  File "/srv/fate_flow/scheduler/scheduler.py", line 389, in create_all_job
+    raise Exception("create job failed", response)
+Exception: ('create job failed', {'guest': {'9999': {'code': 0, 'message': 'success'}}, 'host': {'10000': {'code': 1002, \
+'message': 'Create job failed: detail[Not found provider[fate:llm_ext_0.1.0@local]]'}, '10002': {'code': 0, 'message': \
+'success'}}, 'arbiter': {'10001': {'code': 104, 'message': "Federated schedule error, it's a 502 Server Error: Bad \
+Gateway for url: http://127.0.0.1:19621/v2/partner/job/create"}}})
+"""  # as FATE Flow 2.2 answers
+
+
+def test_sites_that_do_not_take_a_job_are_named() -> None:
+    found = dict(refusals(REFUSED))
+    assert found["host 10000"] == "Not found provider[fate:llm_ext_0.1.0@local]"
+    assert found["arbiter 10001"].startswith("its FATE Flow cannot be reached (Federated schedule error, it's a 502")
+    assert len(found) == 2
+    assert refusals("success") == []
+
+
+def test_a_refused_job_is_one_error(world: World) -> None:
+    answer = {"code": 1002, "message": REFUSED, "data": {"model_id": "m"}}
+    running_job(world, "waiting", [])
+    world.flow.routes["/v2/job/submit"] = lambda _: answer
+    with pytest.raises(ExtensionError, match=r"E839 .* 2 site\(s\) did not take it: host 10000: Not found provider"):
+        shake(world)
+    world.flow.routes["/v2/job/submit"] = lambda _: {"code": 1002, "message": "no disk"}
+    with pytest.raises(ExtensionError, match="E806 .*no disk"):
+        shake(world)
