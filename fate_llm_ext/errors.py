@@ -770,7 +770,7 @@ CATALOGUE: dict[str, ErrorKind] = {
         "See the log: `fate-llm-ext logs {job} --errors`; after a repair `fate-llm-ext rerun {job}`.",
     ),
     "E811": ErrorKind(
-        "Job {job} failed at another site; all that this one knows: {reason}",
+        "Job {job} failed at another site ({others}): {reason}",
         "Ask for the output of `fate-llm-ext logs {job} --errors` at {others}.",
     ),
     "E812": ErrorKind(

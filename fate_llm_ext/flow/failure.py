@@ -15,7 +15,7 @@ SETTLE_SECONDS = 6.0  # a report may come after the end of the job
 _EMPTY_REPORTS = ("", "No found task output.")
 # Reasons that are somebody else's: another party said so, or FATE Flow ended this one.
 _TOLD = ("E303", "E310", "E311")
-_NAMED = re.compile(r"E303 (.+?) stopped the job")
+_NAMED = re.compile(r"E303 (.+?) stopped the job: (.*?)(?: Next: Solve the problem at [^.]*\.?)?$", re.DOTALL)
 
 
 def explain(server: FlowServer, state: JobState) -> Optional[ExtensionError]:
@@ -38,7 +38,7 @@ def explain(server: FlowServer, state: JobState) -> Optional[ExtensionError]:
     others = named[1] if named else " or ".join(map(str, state.others))
     if not others:
         return ExtensionError("E814", job=state.job_id, status=state.status, detail=f": {told}" if told else "")
-    told = told or f"no task of {' and '.join(map(str, state.parties))} gives a reason"
+    told = named[2] if named else told or f"no task of {' and '.join(map(str, state.parties))} gives a reason"
     return ExtensionError("E811", job=state.job_id, reason=told, others=others)
 
 
