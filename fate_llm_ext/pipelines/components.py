@@ -41,7 +41,7 @@ def _make(name: str, definition: Path) -> Any:
         base = importlib.import_module(f"{sdk.__name__}.components.component_base").Component
         load_spec = importlib.import_module(f"{sdk.__name__}.entity.component_structures").load_component_spec
         absent = importlib.import_module(f"{sdk.__name__}.conf.types").PlaceHolder
-        channel = importlib.import_module(f"{sdk.__name__}.interface").DataWarehouseChannel
+        channels = importlib.import_module(f"{sdk.__name__}.interface")
     except ImportError as error:
         raise ExtensionError("E525", reason=error) from error
     spec = load_spec(str(definition))
@@ -50,9 +50,9 @@ def _make(name: str, definition: Path) -> Any:
     def __init__(self: Any, _name: str, runtime_parties: Any = None, **given: Any) -> None:
         _refuse_unknown(spec.name, given, [*spec.parameters, *inputs])
         for key, value in given.items():
-            if key in spec.input_artifacts.data and isinstance(value, str):
-                namespace, _, table = value.partition("/")
-                given[key] = channel(name=table, namespace=namespace)
+            if key in inputs and isinstance(value, str):
+                make = _table if key in spec.input_artifacts.data else _model
+                given[key] = make(channels, spec.name, key, value)
             else:
                 given[key] = _plain(value)
         self._process_init_inputs({"_name": _name, "runtime_parties": runtime_parties, **given})
@@ -74,6 +74,27 @@ def _refuse_unknown(component: str, given: Dict[str, Any], known: List[str]) -> 
             raise ExtensionError("E119", name=key, component=component, hint=near(key, known))
 
 
+def _table(channels: Any, component: str, key: str, text: str) -> Any:
+    """A bound table from ``namespace/name``."""
+    namespace, _, name = text.partition("/")
+    if not namespace or not name:
+        raise ExtensionError("E854", component=component, name=key, value=text, expected="<namespace>/<name>")
+    return channels.DataWarehouseChannel(name=name, namespace=namespace)
+
+
+def _model(channels: Any, component: str, key: str, text: str) -> Any:
+    """A model of an earlier job from ``job/task`` or ``job/task/output``; FATE Flow keeps it under the job's id."""
+    parts = text.split("/")
+    parts += ["output_model"] if len(parts) == 2 else []
+    if len(parts) != 3 or not all(parts):
+        expected = "<job id>/<task>, or <job id>/<task>/<output>"
+        raise ExtensionError("E854", component=component, name=key, value=text, expected=expected)
+    job, task, output = parts
+    return channels.ModelWarehouseChannel(
+        model_id=job, model_version="0", producer_task=task, output_artifact_key=output, parties=None
+    )
+
+
 def _plain(value: Any) -> Any:
     """A parameter group (pydantic model of `fate_llm_ext.config`) as the mapping that YAML holds."""
     return value.dict(exclude_unset=True) if hasattr(value, "__fields__") else value
@@ -89,7 +110,7 @@ def _signature(names: List[str]) -> inspect.Signature:
 def _doc(spec: Any) -> str:
     """The description and one line per keyword."""
     inputs = {**spec.input_artifacts.data, **spec.input_artifacts.model}
-    lines = [spec.description, "", "Inputs (data: a channel, or the text `namespace/name`):"]
+    lines = [spec.description, "", "Inputs (a channel, or a text: `namespace/name` for data, `job/task` for a model):"]
     lines += [f"    {name}: {one.description}" for name, one in inputs.items()]
     lines += ["", "Parameters (groups are mappings, see `fate-llm-ext desc`):"]
     lines += [f"    {name}: {one.description}" for name, one in spec.parameters.items()]
