@@ -96,6 +96,7 @@ class _Watch:
         self._job_id = job_id
         self._on_event = on_event
         self._versions: Dict[Tuple[str, Party], int] = {}
+        self._tries: Dict[Tuple[str, Party], int] = {}  # whose events the log holds at the place that was read
         self._over: Set[Tuple[str, Party, int]] = set()
         self._lines: Dict[Tuple[str, Party], int] = {}
         self._away_since: Optional[float] = None
@@ -133,7 +134,9 @@ class _Watch:
             self._versions[key] = task.version
             self._on_event(task.task, task.party, {"type": "started", "time": time.time(), "version": task.version})
         for event in self._new_events(task):
-            if event["type"] != "started":
+            if event["type"] == "started":
+                self._tries[key] = int(event.get("version") or 0)
+            elif self._tries.get(key, task.version) >= task.version:  # not of an earlier try, in the same log
                 self._on_event(task.task, task.party, event)
         if task.ended:
             self._over.add((*key, task.version))

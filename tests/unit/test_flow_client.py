@@ -270,6 +270,21 @@ def test_a_second_try_starts_the_party_anew_and_a_shorter_log_is_read_from_its_b
     assert "try 2" in story.notices[0]
 
 
+def test_who_comes_late_sees_nothing_of_earlier_tries() -> None:
+    old = [event("started", version=0), event("phase", phase="old"), event("error", code="E1", message="E1 old")]
+    new = [*old, event("started", version=1), event("phase", phase="new")]
+    story = Story(
+        [
+            {"job": "running", "tasks": [task_row(task_version=1)], "log": old},
+            {"job": "running", "tasks": [task_row(task_version=1)], "log": new},
+            {"job": "success", "tasks": [task_row("success", task_version=1)], "log": new},
+        ]
+    )
+    story.follow()
+    assert story.heard == ["notice", "started", "phase", "ended"]
+    assert story.events[2][2]["phase"] == "new"
+
+
 def test_a_server_that_is_away_for_a_while_is_asked_again() -> None:
     running_task = {"job": "running", "tasks": [task_row()], "log": [event("phase", phase="a")]}
     story = Story([running_task, {"away": 1}, {"away": 1}, {"job": "success", "tasks": [task_row("success")]}])
