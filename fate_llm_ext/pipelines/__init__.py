@@ -14,10 +14,10 @@ SDK; they need fate-client::
     pipeline.compile()
     Path("dag.yaml").write_text(pipeline.get_dag())
 
-``pipeline.fit()`` in place of the last line runs it over FATE Flow (``pipeline init --ip ... --port ...`` names the server).
-An input is a channel (``reader.outputs["output_data"]``) or a text: ``<namespace>/<name>`` for a table, ``<job id>/<task>``
-for a model of an earlier job, as in ``FedMKT("predict_0", test_data="llm/news", input_model="202611210017482039330/fedmkt_0",
-...)``, or ``warm_start_model="202611210017482039330/fedmkt_0"`` to train on. ``deploy`` works as with FATE's own components.
+``pipeline.fit()`` in place of the last line runs it over FATE Flow (``pipeline init --ip ... --port ...`` names the
+server). An input is a channel, e.g. ``reader.outputs["output_data"]``, or a text: ``<namespace>/<name>`` for a table,
+``<job id>/<task>`` for a model of an earlier job - ``input_model="202611210017482039330/fedmkt_0"`` to predict with it,
+``warm_start_model=`` to train on from it. ``deploy`` works as with FATE's own components.
 """
 
 from __future__ import annotations
