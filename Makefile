@@ -24,7 +24,7 @@ export TRANSFORMERS_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help venv venv-compat venv-client venv-serve peer demo test test-all test-compat test-client test-serve lint format check-confs docs clean
+.PHONY: help venv venv-compat venv-client venv-serve peer demo test test-all test-compat test-client test-serve test-flow packages lint format check-confs docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,7 +50,7 @@ demo: venv ## run the FedMKT quickstart: four parties on this machine
 test: venv ## unit, contract, invariant and integration tests
 	$(PY) -m pytest -q tests -m "$(QUICK)"
 
-test-all: venv venv-serve ## every test; those that miss a GPU or FATE Flow skip themselves
+test-all: venv venv-serve packages ## every test; those that miss a GPU skip themselves
 	$(PY) -m pytest -q tests
 
 test-compat: venv-compat ## unit and contract tests and one federation in the compat set
@@ -62,6 +62,12 @@ test-client: venv-client ## a job written with FATE's Pipeline SDK, without torc
 
 test-serve: venv venv-serve ## the HTTP engine against a real server
 	$(PY) -m pytest -q tests/contract/test_engines.py -m serve
+
+packages: ## what sites of FATE Flow need of Debian: RabbitMQ, nginx (root or sudo)
+	@deploy/packages.sh
+
+test-flow: venv packages ## jobs between three servers of FATE Flow on this machine
+	$(PY) -m pytest -q tests/flow --durations=10
 
 lint: venv ## ruff, formatting, mypy
 	$(PY) -m ruff check .
