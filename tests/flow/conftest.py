@@ -1,8 +1,8 @@
 """One federation for all tests of this folder: three sites of FATE Flow with brokers and gateways of their own.
 
 ``PROVIDER_ENVIRONMENT`` names a provider environment to be used as it is (default: .venv-provider, which is made or
-renewed by `fate-llm-ext provider build`). ``FEDERATION`` names a folder of deploy/federation.sh whose sites run, have the
-provider and the tables, and shall be left running: for work on the tests.
+renewed by `fate-llm-ext provider build`). ``FEDERATION`` names a folder of deploy/federation.sh whose sites run, have
+the provider and the tables, and shall be left running: for work on the tests.
 """
 
 from __future__ import annotations
