@@ -174,7 +174,7 @@ def exchange(python: str, brokers: dict[str, Any], engine: str, how: str) -> dic
 
 
 def imports(folder: Path, runs: int) -> dict[str, Any]:
-    """CPU seconds of FATE's look-up of a component once FATE is imported: one of its own, the first and last of ours."""
+    """CPU seconds of looking up a component once FATE is imported: one of FATE's, the first and the last of ours."""
     site = Site(sorted(folder.resolve().glob("site_*"))[0])
     own = site.get("provider/query", provider_name=site.provider)[0]["metadata"]
     figures = {}

@@ -1,7 +1,7 @@
-"""What a process of a task used: the benchmark's provider has this as sitecustomize.py, so it runs first in each of them.
+"""What a process of a task used: the sitecustomize.py of the benchmark's provider, so it runs first in each of them.
 
-When the process started and ended, its CPU, when the functions in ``WATCHED`` began and returned: one JSON file for each
-process, in the folder ``records`` beside this file.
+When the process started and ended, its CPU, when the functions in ``WATCHED`` began and returned: one JSON file for
+each process, in the folder ``records`` beside this file.
 """
 
 from __future__ import annotations
