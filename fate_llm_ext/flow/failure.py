@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from typing import List, Optional, Tuple
 
 from fate_llm_ext.errors import ExtensionError
-from fate_llm_ext.flow.follow import latest_try, read_events
+from fate_llm_ext.flow.follow import of_try, read_events
 from fate_llm_ext.flow.server import GOOD, FlowServer, JobState, TaskState
 from fate_llm_ext.pipelines.process import last_exception
 
@@ -15,6 +16,8 @@ SETTLE_SECONDS = 6.0  # a report may come after the end of the job
 _EMPTY_REPORTS = ("", "No found task output.")
 # Reasons that are somebody else's: another party said so, or FATE Flow ended this one.
 _TOLD = ("E303", "E310", "E311")
+_BEGIN = ": start generating input artifacts"  # FATE Flow's first line in the log of each try
+_ERROR = re.compile(r"^\[ERROR\](?:\[[^\]]*\])*: ")
 _NAMED = re.compile(r"E303 (.+?) stopped the job: (.*?)(?: Next: Solve the problem at [^.]*\.?)?$", re.DOTALL)
 
 
@@ -32,13 +35,14 @@ def explain(server: FlowServer, state: JobState) -> Optional[ExtensionError]:
     own = [(task, reason) for task, reason in found if reason and not reason.startswith(_TOLD)]
     if own:
         task, reason = own[0]
-        return ExtensionError("E810", job=state.job_id, party=task.party, task=task.task, reason=reason)
+        sentence = reason if reason.endswith((".", "!", "?")) else f"{reason}."
+        return ExtensionError("E810", job=state.job_id, party=task.party, task=task.task, reason=sentence)
     told = next((reason for _, reason in sorted(found, key=lambda one: one[1][:4] or "Z") if reason), "")
     named = _NAMED.match(told)
     others = named[1] if named else " or ".join(map(str, state.others))
     if not others:
         return ExtensionError("E814", job=state.job_id, status=state.status, detail=f": {told}" if told else "")
-    told = named[2] if named else told or f"no task of {' and '.join(map(str, state.parties))} gives a reason"
+    told = named[2] if named else told or f"no task of {' and '.join(map(str, state.parties))} gives a reason."
     return ExtensionError("E811", job=state.job_id, reason=told, others=others)
 
 
@@ -54,18 +58,31 @@ def _reasons(server: FlowServer, state: JobState) -> List[Tuple[TaskState, str]]
 
 
 def reason_of(server: FlowServer, job_id: str, task: TaskState) -> str:
-    """Why a task failed: the server's report, else its last `error` event, else its last exception, else nothing."""
+    """Why a task failed: the server's report, else its last `error` event, else its last logged error, else nothing."""
     if reported := _reported(task):
         return reported
-    where = (job_id, task.role, task.party_id, task.task)
     try:
-        errors = [one for one in latest_try(read_events(server.log(*where))) if one["type"] == "error"]
-        if errors:
-            code, message = str(errors[-1].get("code", "")), str(errors[-1].get("message", ""))
-            return message if message.startswith(code) else f"{code} {message}"
-        return last_exception("\n".join(server.log(*where, kind="task_error")))
+        lines = _of_try(server.log(job_id, task.role, task.party_id, task.task), task.version)
     except ExtensionError:
         return ""
+    errors = [one for one in read_events(lines) if one["type"] == "error"]
+    if errors:
+        code, message = str(errors[-1].get("code", "")), str(errors[-1].get("message", ""))
+        return message if message.startswith(code) else f"{code} {message}"
+    logged = [index for index, line in enumerate(lines) if _ERROR.match(line)]
+    if not logged:
+        return ""
+    rest = [_ERROR.sub("", lines[logged[-1]])]
+    rest += itertools.takewhile(lambda line: not line.startswith("["), lines[logged[-1] + 1 :])
+    return last_exception("\n".join(rest))
+
+
+def _of_try(lines: List[str], version: int) -> List[str]:
+    """The lines of the latest try, nothing if it turns out to be another one."""
+    begins = [index for index, line in enumerate(lines) if line.endswith(_BEGIN)]
+    part = lines[begins[-1] :] if begins else lines
+    events = read_events(part)
+    return part if of_try(events, version) or not any(one["type"] == "started" for one in events) else []
 
 
 def _reported(task: TaskState) -> str:

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlparse
 
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.flow.failure import explain
-from fate_llm_ext.flow.follow import latest_try, read_events
+from fate_llm_ext.flow.follow import of_try, read_events
 from fate_llm_ext.flow.server import FlowServer, JobState, TaskState, without_secrets
 from fate_llm_ext.pipelines.dag import parse_dag
 
@@ -101,7 +101,7 @@ class _Fetch:
             lines = []
         if (logs / "stdout/task_execute").is_file():
             _copy_text(logs / "stdout/task_execute", folder / "stdout.txt")
-        events = latest_try(read_events(lines))
+        events = of_try(read_events(lines), task.version)
         text = "".join(json.dumps(event) + "\n" for event in events)
         (folder / "events.jsonl").write_text(text, encoding="utf-8")
 

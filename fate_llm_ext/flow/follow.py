@@ -37,10 +37,17 @@ def read_events(lines: List[str]) -> List[Event]:
     return events
 
 
-def latest_try(events: List[Event]) -> List[Event]:
-    """The events since the last ``started``: a task that starts again writes on in the same log."""
+def of_try(events: List[Event], version: int) -> List[Event]:
+    """The events of one try: a task that starts again writes on in the same log, ``started`` stands between.
+
+    A log without any ``started`` is all of it (another program's component, a log that was replaced).
+    """
     starts = [index for index, event in enumerate(events) if event["type"] == "started"]
-    return events[starts[-1] + 1 :] if starts else events
+    if not starts:
+        return events
+    ends = [*starts[1:], len(events)]
+    parts = {int(events[start].get("version") or 0): events[start + 1 : end] for start, end in zip(starts, ends)}
+    return parts.get(version, [])
 
 
 def follow(

@@ -333,6 +333,12 @@ def explained(
         return failure.explain(flow, flow.job(JOB))
 
 
+def reason(tasks: list[dict[str, Any]], lines: list[str]) -> str:
+    error = explained(tasks, lines)
+    assert error is not None
+    return str(error.facts["reason"])
+
+
 def test_reasons() -> None:
     assert explained([task_row("success")], job="success") is None
     assert explained([task_row()], job="running") is None
@@ -346,10 +352,16 @@ def test_reasons() -> None:
 
 def test_a_report_that_is_empty_gives_way_to_the_log_of_this_try() -> None:
     old, new = event("error", code="E1", message="E1 old"), event("error", code="E2", message="new")
-    lines = [event("started", version=0), old, event("started", version=1), new]
-    error = explained([task_row("failed", error_report="No found task output.")], lines)
-    assert error is not None
-    assert error.facts["reason"] == "E2 new"
+    begin = PREFIX + "start generating input artifacts"
+    first = [begin, event("started", version=0), old]
+    second = [*first, begin, event("started", version=1), new]
+    failed = task_row("failed", error_report="No found task output.", task_version=1)
+    assert reason([failed], second) == "E2 new."
+    assert reason([failed], first).startswith("no task of")  # the second try left nothing
+    logged = PREFIX.replace("INFO", "ERROR") + "no connection"
+    trace = ["Traceback (most recent call last):", "ValueError: x", "[INFO][1]: later"]
+    assert reason([failed], [*first, begin, logged]) == "no connection."
+    assert reason([failed], [*first, begin, logged, *trace]) == "ValueError: x."
 
 
 def test_a_reason_of_this_site_comes_before_what_it_was_told() -> None:
@@ -359,7 +371,7 @@ def test_a_reason_of_this_site_comes_before_what_it_was_told() -> None:
     ]
     error = explained(rows)
     assert error is not None
-    assert (error.code, error.facts["reason"]) == ("E810", "ValueError: own")
+    assert (error.code, error.facts["reason"]) == ("E810", "ValueError: own.")
 
 
 def test_elsewhere_names_whom_to_ask() -> None:
