@@ -15,6 +15,7 @@ import fedcot_jobs
 from jobs import JobFiles
 
 GUEST, HOST, ARBITER = "guest_9999", "host_10000", "arbiter_10001"
+SECOND_ROLE = "host_10001"  # at the arbiter's site
 PARTIES = {"9999": GUEST, "10000": HOST, "10001": ARBITER}
 CLIENTS = [{"role": "guest", "party_id": ["9999"]}, {"role": "host", "party_id": ["10000"]}]
 EVERYONE = [*CLIENTS, {"role": "arbiter", "party_id": ["10001"]}]
@@ -23,22 +24,29 @@ _FDKT = ("control", "student", "student_weights", "head")  # what prediction sha
 _FEDCOT = ("task", "student", "student_weights", "learning")
 
 
-def _table(name: str) -> dict[str, Any]:
-    return {"data_warehouse": [{"namespace": "llm", "name": name, "parties": CLIENTS}]}
+def _table(name: str, parties: list[dict[str, Any]] = CLIENTS) -> dict[str, Any]:
+    return {"data_warehouse": [{"namespace": "llm", "name": name, "parties": parties}]}
 
 
 def _link(task: str, output: str, parties: list[dict[str, Any]]) -> dict[str, Any]:
     return {"task_output_artifact": {"producer_task": task, "output_artifact_key": output, "parties": parties}}
 
 
-def _predict(component: str, table: str, producer: str, parameters: dict[str, Any]) -> dict[str, Any]:
+def _predict(
+    component: str,
+    table: str,
+    producer: str,
+    parameters: dict[str, Any],
+    parties: list[dict[str, Any]] = EVERYONE,
+) -> dict[str, Any]:
+    owners = [party for party in parties if party["role"] != "arbiter"]
     return {
         "component_ref": component,
         "stage": "predict",
         "parameters": parameters,
         "inputs": {
-            "data": {"test_data": _table(table)},
-            "model": {"input_model": _link(producer, "output_model", EVERYONE)},
+            "data": {"test_data": _table(table, owners)},
+            "model": {"input_model": _link(producer, "output_model", parties)},
         },
     }
 
@@ -73,11 +81,15 @@ class AllAlgorithms:
     def sites(self, state: Path) -> dict[str, Any]:
         """The site file; each party keeps its ledger below ``state``."""
         found: dict[str, Any] = {"root": str(self._world)}
-        for party in PARTIES.values():
+        for party in (*PARTIES.values(), SECOND_ROLE):
             section: dict[str, Any] = {group: {} for group in _GROUPS}
             for job in (self.dpkd, self.fdkt, self.fedcot):
                 for group in _GROUPS:
-                    section[group].update(job.sites[party].get(group, {}))
+                    section[group].update(job.sites.get(party, {}).get(group, {}))
+            section["models"].setdefault("slm", "models/gpt2")
+            section["public"]["tickets"] = "data/public"
+            if party == SECOND_ROLE:
+                section["tables"]["llm/tickets"] = "data/host_10000"
             found[party] = {**section, "device": "cpu", "threads": 1, "state": str(state / party)}
         return found
 
@@ -89,6 +101,35 @@ class AllAlgorithms:
         if not dag["dag"]["party_tasks"]["host_10000"]["tasks"]:
             del dag["dag"]["party_tasks"]
         return dag
+
+    def two_parties_at_one_site(self) -> dict[str, Any]:
+        """FedMKT of four parties between three sites, and its prediction: 10001 is host and arbiter."""
+        clients = [CLIENTS[0], {"role": "host", "party_id": ["10000", "10001"]}]
+        everyone = [*clients, EVERYONE[2]]
+        same = {"task": {"template": "tickets", "max_length": 160}, "model": {"name": "slm"}}
+        parameters = {
+            **same,
+            "rounds": 1,
+            "public": {"name": "tickets"},
+            "lora": {"r": 2, "alpha": 4},
+            "train": {"learning_rate": 1.0e-3, "batch_size": 8},
+            "distill": {"supervised_weight": 0.5, "top_k": 8},
+        }
+        train = {
+            "component_ref": "fedmkt",
+            "parameters": parameters,
+            "inputs": {"data": {"train_data": _table("tickets", clients)}},
+        }
+        predict = _predict("fedmkt", "tickets", "fedmkt_0", same, everyone)
+        own = {"parties": [EVERYONE[2]], "tasks": {"fedmkt_0": {"parameters": {"model": {"name": "llm"}}}}}
+        dag = {
+            "conf": {"task": {"timeout": 1800}},
+            "parties": everyone,
+            "stage": "train",
+            "tasks": {"fedmkt_0": train, "fedmkt_1": predict},
+            "party_tasks": {"arbiter_10001": own},
+        }
+        return json.loads(json.dumps({"dag": dag, "schema_version": "2.2.0", "kind": "fate"}))  # type: ignore[no-any-return]
 
     def dag(self) -> dict[str, Any]:
         """The whole job."""
