@@ -275,7 +275,7 @@ class Channel:
         if reason := self._broker.away():
             raise ExtensionError("E865", seconds=int(silence), reason=reason)
         role, party_id = awaited.name.split(" ", 1)
-        if count := self._broker.lost((role, party_id)):
+        if count := self._broker.lost((role, party_id), self._receive_name):
             raise ExtensionError("E866", party=awaited.name, message=message, count=count)
 
     def _raise_if_aborted(self, awaited: Optional[Peer] = None) -> None:

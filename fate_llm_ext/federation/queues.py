@@ -10,7 +10,7 @@ import importlib
 import logging
 import socket
 import time
-from typing import Any, Sequence, Tuple
+from typing import Any, Sequence, Set, Tuple
 
 from fate_llm_ext.errors import ExtensionError
 
@@ -37,6 +37,7 @@ class Broker:
     def __init__(self, federation: Any, seconds: float) -> None:
         self._federation = federation if hasattr(federation, "_rabbit_manager") else None
         self._seconds = seconds
+        self._handed: Set[str] = set()
         if self._federation is not None:
             self._errors = importlib.import_module("pika.exceptions")
             self._push = federation._push_bytes
@@ -53,12 +54,12 @@ class Broker:
             return str(error)
         return ""
 
-    def lost(self, party: Tuple[str, str]) -> int:
-        """How many messages of a party are here though an earlier one is not; to be asked when it should be."""
+    def lost(self, party: Tuple[str, str], name: str) -> int:
+        """How many messages of a party under a name are here though an earlier one, which should be, is not."""
         if self._federation is None:
             return 0
-        end = _SEPARATOR.join(("", party[1], party[0]))
-        return sum(key.endswith(end) for key in list(self._federation._message_cache))
+        start, end = name + _SEPARATOR, _SEPARATOR.join(("", party[1], party[0]))
+        return sum(key.startswith(start) and key.endswith(end) for key in list(self._federation._message_cache))
 
     def _send(self, *arguments: Any, **named: Any) -> None:
         began = time.monotonic()
@@ -89,7 +90,8 @@ class Broker:
                 line._get_channel()
                 for delivery, properties, body in line._channel.consume(line._receive_queue_name):
                     key = _SEPARATOR.join((properties.message_id, properties.correlation_id, *sender))
-                    received[key] = body  # first: an acknowledgement may fail, and the broker forgets after it
+                    if key not in self._handed:  # a sender repeats what it was not told had arrived
+                        received[key] = body  # first: an acknowledgement may fail, and the broker forgets after it
                     line._channel.basic_ack(delivery.delivery_tag)
                     if wanted in received:
                         break
@@ -98,6 +100,7 @@ class Broker:
             except (self._errors.AMQPError, OSError):
                 logger.warning("the message broker cannot be read", exc_info=True)
                 time.sleep(_PAUSE_SECONDS)
+        self._handed.add(wanted)
         message: bytes = received.pop(wanted)
         return message
 
