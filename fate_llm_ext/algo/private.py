@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from fate_llm_ext.privacy.accountants import Accountant
     from fate_llm_ext.privacy.ledger import Ledger
 
+_FLOW_FOLDER = "data_directory"  # FATE Flow puts each output into a folder of this name, below one of the output's
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -52,7 +54,10 @@ def table_name(reader: Any) -> str:
         known = worker.table(folder)
         if known is not None:
             return known
-    return f"{metadata.namespace or 'unnamed'}/{metadata.name or Path(folder).name}"
+    place = Path(folder)
+    if place.name == _FLOW_FOLDER:
+        place = place.parent
+    return f"{metadata.namespace or 'unnamed'}/{metadata.name or place.name}"
 
 
 def job_id(ctx: Any) -> str:
