@@ -23,6 +23,8 @@ REPORT_SECONDS = 5.0
 FAREWELL_SECONDS = 20.0
 SETTLE_SECONDS = 0.5  # FATE Flow kills first and writes down that it did so afterwards
 HEARD_SECONDS = 1.0  # until the other sites' reports are written
+ENDED_SECONDS = 8.0  # a site other than the scheduler's hears seconds later that the job was stopped, not failed
+ENDED = ("canceled", "failed", "timeout", "success")
 
 
 def main() -> None:
@@ -33,8 +35,8 @@ def main() -> None:
     time.sleep(SETTLE_SECONDS)
     doing = state.get("doing", "starting")
     status = _status(state)
-    by_flow = status in ("canceled", "failed", "timeout", "success")
-    kind = "stopped" if status == "canceled" else "ended" if by_flow else "killed"
+    by_flow = status in ENDED
+    kind = "killed" if not by_flow else "stopped" if _was_stopped(state) else "ended"
     text = str(state[kind]).replace("{doing}", doing)
     if not state.get("reported"):
         _quietly(report, state["server"], state["execution"], text, REPORT_SECONDS)
@@ -89,14 +91,27 @@ def _follow() -> Dict[str, Any]:
 
 def _status(state: Dict[str, Any]) -> str:
     """What FATE Flow says about the task: still running, unless it is FATE Flow that ended it."""
-    query = {**state["query"], "task_version": state["version"]}
+    found = _ask(state, "job/task/query", {**state["query"], "task_version": state["version"]})
+    return str(found[0].get("party_status", "")) if found else ""
+
+
+def _was_stopped(state: Dict[str, Any]) -> bool:
+    """Whether somebody stopped the job."""
+    deadline = time.monotonic() + ENDED_SECONDS
+    while True:
+        found = [job.get("status") for job in _ask(state, "job/query", {"job_id": state["query"]["job_id"]})]
+        if "canceled" in found:
+            return True
+        if not found or all(one in ENDED for one in found) or time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+
+
+def _ask(state: Dict[str, Any], what: str, query: Dict[str, Any]) -> List[Dict[str, Any]]:
     try:
-        tasks = get(f"{state['server']}/job/task/query", query, REPORT_SECONDS).get("data") or []
-        jobs = get(f"{state['server']}/job/query", {"job_id": query["job_id"]}, REPORT_SECONDS).get("data") or []
+        return get(f"{state['server']}/{what}", query, REPORT_SECONDS).get("data") or []
     except (OSError, ValueError):
-        return ""
-    status = str(tasks[0].get("party_status", "")) if tasks else ""
-    return "canceled" if any(job.get("status") == "canceled" for job in jobs) else status
+        return []
 
 
 def _write_outcome(path: str, text: str) -> None:

@@ -159,6 +159,7 @@ class Channel:
             if self._finished:
                 return
             self._finished = True
+            self._broker.seconds = 0.0  # what failed may be the way to the others
             for peer in self.peers:
                 self._tell(peer, reason)
 

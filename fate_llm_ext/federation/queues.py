@@ -36,7 +36,7 @@ class Broker:
 
     def __init__(self, federation: Any, seconds: float) -> None:
         self._federation = federation if hasattr(federation, "_rabbit_manager") else None
-        self._seconds = seconds
+        self.seconds = seconds
         self._handed: Set[str] = set()
         if self._federation is not None:
             self._errors = importlib.import_module("pika.exceptions")
@@ -69,7 +69,7 @@ class Broker:
                 return
             except (self._errors.AMQPError, OSError) as error:
                 # A repeated message that had gone out is no matter: its receiver knows it by name and number.
-                if time.monotonic() - began > self._seconds:
+                if time.monotonic() - began > self.seconds:
                     reason = " ".join(f"{type(error).__name__} {error}".split())
                     raise ExtensionError("E865", seconds=int(time.monotonic() - began), reason=reason) from error
                 logger.warning("the message broker does not take a message", exc_info=True)

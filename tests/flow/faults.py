@@ -183,10 +183,24 @@ def wait_for(condition: Callable[[], bool], seconds: float, seen: Callable[[], s
 
 def broker_contents(site: Site) -> dict[str, list[str]]:
     """Virtual hosts, users, queues and connections that the site's broker holds for jobs."""
+    found: dict[str, list[str]] = {}
+    for kind in ("vhosts", "users", "queues", "connections"):
+        names = [str(one["name"]) for one in _manage(site, "get", kind).json()]
+        found[kind] = [name for name in names if name not in ("/", "fate")]
+    return found
+
+
+def purge(site: Site, job: Job, to: str) -> int:
+    """Lose what waits at the site's broker to be fetched by another role's one; how many messages that were."""
+    count = 0
+    for queue in _manage(site, "get", "queues").json():
+        if queue["name"].startswith(f"send-{job.id}") and f"-{to}-" in queue["name"].partition(f"-{site.party_id}-")[2]:
+            count += int(queue.get("messages", 0))
+            assert _manage(site, "delete", f"queues/{queue['vhost']}/{queue['name']}/contents").ok
+    return count
+
+
+def _manage(site: Site, method: str, path: str) -> requests.Response:
     settings, password = site.settings, (site.folder / "secrets/broker").read_text().strip()
     root = f"http://{settings['LISTEN']}:{settings['BROKER_MANAGEMENT_PORT']}/api"
-    kinds = ("vhosts", "users", "queues", "connections")
-    answers = {kind: requests.get(f"{root}/{kind}", auth=("fate", password), timeout=20).json() for kind in kinds}
-    return {
-        kind: [str(one["name"]) for one in found if one["name"] not in ("/", "fate")] for kind, found in answers.items()
-    }
+    return requests.request(method, f"{root}/{path}", auth=("fate", password), timeout=20)

@@ -16,6 +16,7 @@ from faults import (
     fedmkt,
     kill_server,
     kill_site,
+    purge,
     site_check,
     task_of,
     wait_for,
@@ -189,6 +190,18 @@ def test_a_broker_restarts(federation: Federation, party: str) -> None:
     if job.status("9999") != "success":
         assert [one for one in EVERYWHERE if "E866" in job.report(one)], f"{job}"
     job.nothing_runs()
+
+
+def test_a_message_that_a_broker_lost(federation: Federation) -> None:
+    """What waits for the arbiter's broker is deleted: the later messages arrive, and the error says what is missing."""
+    job = Job(federation, site_check(silence_seconds=45))
+    job.wait_for_log("10001", EXCHANGING)
+    assert federation.site("10001").script("broker", "stop").returncode == 0
+    wait_for(lambda: purge(federation.site("10000"), job, "arbiter") > 0, 60)
+    assert federation.site("10001").script("broker", "start").returncode == 0
+    job.wait(180, status="failed")
+    named(job, "10001", "E866 Messages from host 10000 are lost")
+    named(job, "9999", "Messages from host 10000 are lost")
 
 
 def test_a_broker_is_gone(federation: Federation) -> None:
