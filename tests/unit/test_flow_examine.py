@@ -430,9 +430,9 @@ def test_a_handshake_is_shown(world: World) -> None:
 REFUSED = """Traceback (most recent call last):
   File "/srv/fate_flow/scheduler/scheduler.py", line 389, in create_all_job
     raise Exception("create job failed", response)
-Exception: ('create job failed', {'guest': {'9999': {'code': 0, 'message': 'success'}}, 'host': {'10000': {'code': 1002, \
-'message': 'Create job failed: detail[Not found provider[fate:llm_ext_0.1.0@local]]'}, '10002': {'code': 0, 'message': \
-'success'}}, 'arbiter': {'10001': {'code': 104, 'message': "Federated schedule error, it's a 502 Server Error: Bad \
+Exception: ('create job failed', {'guest': {'9999': {'code': 0, 'message': 'success'}}, 'host': {'10000': {'code': \
+1002, 'message': 'Create job failed: detail[Not found provider[fate:llm_ext_0.1.0@local]]'}, '10002': {'code': 0, \
+'message': 'success'}}, 'arbiter': {'10001': {'code': 104, 'message': "Federated schedule error, it's a 502 Server Error: Bad \
 Gateway for url: http://127.0.0.1:19621/v2/partner/job/create"}}})
 """  # as FATE Flow 2.2 answers
 
@@ -452,5 +452,5 @@ def test_a_refused_job_is_one_error(world: World) -> None:
     with pytest.raises(ExtensionError, match=r"E839 .* 2 site\(s\) did not take it: host 10000: Not found provider"):
         shake(world)
     world.flow.routes["/v2/job/submit"] = lambda _: {"code": 1002, "message": "no disk"}
-    with pytest.raises(ExtensionError, match="E806 .*no disk"):
+    with pytest.raises(ExtensionError, match=r"E806 .*no disk"):
         shake(world)
