@@ -23,7 +23,7 @@ REPORT_SECONDS = 5.0
 FAREWELL_SECONDS = 20.0
 SETTLE_SECONDS = 0.5  # FATE Flow kills first and writes down that it did so afterwards
 HEARD_SECONDS = 1.0  # until the other sites' reports are written
-ENDED_SECONDS = 8.0  # a site other than the scheduler's hears seconds later that the job was stopped, not failed
+STOPPED_SECONDS = 8.0  # where the scheduler is not, a job that was stopped has failed at first
 ENDED = ("canceled", "failed", "timeout", "success")
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     doing = state.get("doing", "starting")
     status = _status(state)
     by_flow = status in ENDED
-    kind = "killed" if not by_flow else "stopped" if _was_stopped(state) else "ended"
+    kind = "killed" if not by_flow else "stopped" if _job(state) == "canceled" else "ended"
     text = str(state[kind]).replace("{doing}", doing)
     if not state.get("reported"):
         _quietly(report, state["server"], state["execution"], text, REPORT_SECONDS)
@@ -44,6 +44,8 @@ def main() -> None:
     if not by_flow and state.get("channel") and not state.get("reported"):
         _farewell(state, text)
         time.sleep(HEARD_SECONDS)
+    if kind == "ended" and not state.get("reported") and _was_stopped(state):
+        _quietly(report, state["server"], state["execution"], str(state["stopped"]), REPORT_SECONDS)
 
 
 def report(server: str, execution: str, text: str, timeout: float) -> None:
@@ -96,15 +98,19 @@ def _status(state: Dict[str, Any]) -> str:
 
 
 def _was_stopped(state: Dict[str, Any]) -> bool:
-    """Whether somebody stopped the job."""
-    deadline = time.monotonic() + ENDED_SECONDS
-    while True:
-        found = [job.get("status") for job in _ask(state, "job/query", {"job_id": state["query"]["job_id"]})]
-        if "canceled" in found:
+    """Whether the job that failed here at first turns out to have been stopped."""
+    deadline = time.monotonic() + STOPPED_SECONDS
+    while time.monotonic() < deadline:
+        if _job(state) == "canceled":
             return True
-        if not found or all(one in ENDED for one in found) or time.monotonic() > deadline:
-            return False
         time.sleep(0.5)
+    return False
+
+
+def _job(state: Dict[str, Any]) -> str:
+    """What this site's FATE Flow says about the job."""
+    found = [str(job.get("status")) for job in _ask(state, "job/query", {"job_id": state["query"]["job_id"]})]
+    return "canceled" if "canceled" in found else "".join(found[:1])
 
 
 def _ask(state: Dict[str, Any], what: str, query: Dict[str, Any]) -> List[Dict[str, Any]]:
