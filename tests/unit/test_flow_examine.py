@@ -432,8 +432,8 @@ REFUSED = """Traceback (most recent call last):
     raise Exception("create job failed", response)
 Exception: ('create job failed', {'guest': {'9999': {'code': 0, 'message': 'success'}}, 'host': {'10000': {'code': \
 1002, 'message': 'Create job failed: detail[Not found provider[fate:llm_ext_0.1.0@local]]'}, '10002': {'code': 0, \
-'message': 'success'}}, 'arbiter': {'10001': {'code': 104, 'message': "Federated schedule error, it's a 502 Server Error: Bad \
-Gateway for url: http://127.0.0.1:19621/v2/partner/job/create"}}})
+'message': 'success'}}, 'arbiter': {'10001': {'code': 104, 'message': \
+"Federated schedule error, it's a 502 Server Error: Bad Gateway for url: http://127.0.0.1:19621/v2/partner/job/create"}}})
 """  # as FATE Flow 2.2 answers
 
 
