@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, List, Optional
 
 import click
 
-from fate_llm_ext.cli.watch import server_option, watch, watch_options
+from fate_llm_ext.cli.watch import server_option, unfinished, watch, watch_options
 
 if TYPE_CHECKING:
     from fate_llm_ext.flow.server import FlowServer, TaskState
@@ -33,7 +33,7 @@ def status(
     detach: bool,
     out: Path,
 ) -> None:
-    """Say how JOB and its tasks at this site stand, or list the latest jobs."""
+    """Say how JOB and its tasks at this site stand, or list the latest jobs; the exit code is 1 if JOB failed."""
     from fate_llm_ext.flow.failure import explain
     from fate_llm_ext.flow.server import FlowServer
 
@@ -55,6 +55,8 @@ def status(
         click.echo(f"  elsewhere: {', '.join(map(str, state.others))}")
     error = explain(flow, state)
     if error is not None:
+        if not state.ended:
+            click.echo(unfinished(state))
         click.echo(str(error), err=True)
         context.exit(1)
 

@@ -55,11 +55,21 @@ def watch(
 
     with Interrupts() as interrupts, make_board(quiet) as board:
         state = follow(server, job_id, board, timeout, lambda: bool(interrupts.number))
-    if not state.ended:
+    if not state.ended and interrupts.number:
         click.echo(str(_interrupted(server, job_id, interrupts.number, detach)), err=True)
         return 128 + interrupts.number
     error: Optional[ExtensionError] = explain(server, state)
+    if not state.ended:
+        click.echo(unfinished(state), err=True)
     return _show(server, state, out, error)
+
+
+def unfinished(state: JobState) -> str:
+    """What a job is whose task here has failed while the job counts as running."""
+    return (
+        f"job {state.job_id} is {state.status}, though its task here has failed: the server of its scheduler, party "
+        f"{state.scheduler}, has not ended it yet"
+    )
 
 
 def _show(server: FlowServer, state: JobState, out: Path, error: Optional[ExtensionError]) -> int:

@@ -8,7 +8,7 @@ import time
 from typing import List, Optional, Tuple
 
 from fate_llm_ext.errors import ExtensionError
-from fate_llm_ext.flow.follow import of_try, read_events
+from fate_llm_ext.flow.follow import has_failed, of_try, read_events
 from fate_llm_ext.flow.server import GOOD, FlowServer, JobState, TaskState
 from fate_llm_ext.pipelines.process import last_exception
 
@@ -22,12 +22,12 @@ _NAMED = re.compile(r"E303 (.+?) stopped the job: (.*?)(?: Next: Solve the probl
 
 
 def explain(server: FlowServer, state: JobState) -> Optional[ExtensionError]:
-    """The error of a job that has not ended well, None of one that has (or goes on).
+    """The error of a job that has not ended well, None of one that has, or goes on.
 
     It is E810 for a party of this site, E811 if this site knows only that it happened elsewhere, E814 for a job that
-    was stopped.
+    was stopped. A job with a failed task here counts as failed, though its scheduler has not ended it: it may be gone.
     """
-    if not state.ended or state.status in GOOD:
+    if state.status in GOOD or not (state.ended or has_failed(server.tasks(state.job_id))):
         return None
     if state.status == "canceled":
         return ExtensionError("E814", job=state.job_id, status="canceled", detail=": somebody stopped it")

@@ -22,8 +22,8 @@ from fate_llm_ext.pipelines.dag import parse_dag
 
 _META = ("model_directory.meta.yaml", "json_model.meta.yaml")  # FATE Flow's own, among a model's files
 # Of the job's settings only what its author chose; the rest is the server's, and other in every job.
-_DEFAULTS = {"auto_retries": 0, "computing_partitions": 8, "sync_type": "callback", "launcher_name": "default"}
-_PER_JOB = ("model_id", "model_version", "initiator_party_id", "scheduler_party_id")
+_DEFAULTS = {"auto_retries": 0, "computing_partitions": 8, "launcher_name": "default"}
+_PER_JOB = ("model_id", "model_version", "initiator_party_id", "scheduler_party_id", "sync_type")
 _NONE = object()
 
 Say = Callable[[str], None]

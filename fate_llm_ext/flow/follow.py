@@ -15,6 +15,7 @@ from fate_llm_ext.pipelines.process import Event
 OnEvent = Callable[[str, Optional[Party], Event], None]
 
 POLL_SECONDS = 1.0
+STUCK_SECONDS = 60.0  # between the failure of a task here and the end of the job; a scheduler needs about 5
 PATIENCE_SECONDS = 120.0  # with a server that does not answer; one that is started anew is back within 30
 REMIND_SECONDS = 15.0
 _NO_ANSWER = "E801"
@@ -50,6 +51,11 @@ def of_try(events: List[Event], version: int) -> List[Event]:
     return parts.get(version, [])
 
 
+def has_failed(tasks: List[TaskState]) -> bool:
+    """Whether a task of this site has failed and none is at work."""
+    return any(task.failed for task in tasks) and all(task.status != "running" for task in tasks)
+
+
 def follow(
     server: FlowServer,
     job_id: str,
@@ -59,6 +65,8 @@ def follow(
     patience: float = PATIENCE_SECONDS,
 ) -> JobState:
     """Watch a job until it ends, or until ``interrupted()``; the state it has then.
+
+    It also returns if a task of this site has failed and the job does not end: then its scheduler is gone.
 
     Args:
         on_event: as that of :func:`~fate_llm_ext.pipelines.local.run_job`, for the parties of this site, and with party
@@ -76,7 +84,7 @@ def follow(
             state = watch.look()
             watch.is_back()
             answered = time.monotonic()
-            if state.ended or interrupted():
+            if state.ended or interrupted() or watch.is_stuck():
                 return state
             if timeout is not None and answered - began > timeout:
                 raise ExtensionError("E813", job=job_id, seconds=f"{timeout:g}", status=state.status)
@@ -107,16 +115,27 @@ class _Watch:
         self._over: Set[Tuple[str, Party, int]] = set()
         self._lines: Dict[Tuple[str, Party], int] = {}
         self._away_since: Optional[float] = None
+        self._failed_since: Optional[float] = None
         self._reminded = 0.0
 
     def look(self) -> JobState:
         """Ask once, and tell what is new."""
         self.state = state = self._server.job(self._job_id)
-        for task in self._server.tasks(self._job_id):
+        tasks = self._server.tasks(self._job_id)
+        for task in tasks:
             self._task(task)
+        now = time.monotonic()
+        if not has_failed(tasks):
+            self._failed_since = None
+        elif self._failed_since is None:
+            self._failed_since = now
         if state.started is None and not state.ended:
             self._remind(f"job {self._job_id} is {state.status}: the server has not started it yet")
         return state
+
+    def is_stuck(self) -> bool:
+        """Whether a task here has failed long ago, and nobody ends the job or starts the task again."""
+        return self._failed_since is not None and time.monotonic() - self._failed_since > STUCK_SECONDS
 
     def is_away(self, reason: str, left: float) -> None:
         """Tell that the server does not answer, and until when it is asked again."""

@@ -43,6 +43,7 @@ class JobState:
         started: seconds since epoch, None before it started.
         seconds: how long it ran, or has run until now.
         model: id and version under which the server keeps the job's models.
+        scheduler: the party whose server conducts the job; it alone can end it.
     """
 
     job_id: str
@@ -55,6 +56,7 @@ class JobState:
     started: Optional[float]
     seconds: float
     model: Tuple[str, str]
+    scheduler: str
 
     @property
     def ended(self) -> bool:
@@ -83,6 +85,11 @@ class TaskState:
     def ended(self) -> bool:
         """Whether this try is over."""
         return self.status in ENDED
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is over and did not end well."""
+        return self.ended and self.status not in GOOD
 
 
 class FlowServer:
@@ -283,6 +290,7 @@ def _job_state(rows: List[Dict[str, Any]]) -> JobState:
         started=started,
         seconds=max(0.0, end - started) if started else 0.0,
         model=(str(first.get("model_id") or ""), str(first.get("model_version") or "")),
+        scheduler=str(first.get("scheduler_party_id") or ""),
     )
 
 

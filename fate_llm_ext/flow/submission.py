@@ -39,15 +39,16 @@ def problems_at(server: FlowServer, dag: Dag, own: Tuple[Party, ...]) -> List[Pr
 
 
 def prepared(dag: Dag) -> Dict[str, Any]:
-    """The job as it is submitted: with this package's provider where it names none.
+    """The job as it is submitted, with two settings where it says nothing about them.
 
-    A server's own default is FATE's provider, which has no component of this package.
+    The provider is this package's: a server's own default is FATE's, which has no component of this package. And the
+    scheduler asks the sites how their tasks stand (`poll`): a report to a scheduler that is away is not repeated.
     """
     raw = copy.deepcopy(dag.raw)
     conf = raw["dag"].get("conf") or {}
     task = conf.get("task") or {}
-    if not task.get("provider"):
-        raw["dag"]["conf"] = {**conf, "task": {**task, "provider": PROVIDER}}
+    conf = {**conf, "task": {**task, "provider": task.get("provider") or PROVIDER}}
+    raw["dag"]["conf"] = {**conf, "sync_type": conf.get("sync_type") or "poll"}
     return raw
 
 

@@ -19,7 +19,6 @@ from sites import CONF, ENVIRONMENT, PROGRAM, Federation, Site
 DAG = CONF / "dag.yaml"
 SMALL = "tasks.fedmkt_0.parameters.rounds=1"
 JOB_ID = re.compile(r"\bjob (\d{15,})\b")
-TIMEOUT = "tasks.fedmkt_0.parameters.network={silence_seconds: 60}"
 
 
 class Watching:
@@ -144,7 +143,8 @@ def loads_with_plain_peft(federation: Federation, folder: Path, key: str) -> Non
         "base = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
         "model = peft.PeftModel.from_pretrained(base, sys.argv[2])\n"
         "transformers.AutoTokenizer.from_pretrained(sys.argv[2])\n"
-        "assert any(name.endswith('lora_B.default.weight') and bool(p.abs().max() > 0) for name, p in model.named_parameters())\n"
+        "named = model.named_parameters()\n"
+        "assert any(name.endswith('lora_B.default.weight') and p.abs().max() > 0 for name, p in named)\n"
         "assert not any(name.startswith('fate') for name in sys.modules)\n"
     )
     call = [str(PROGRAM.with_name("python")), "-c", code, str(base), str(folder)]

@@ -310,6 +310,21 @@ def test_time_to_watch_ends_and_interruption_returns() -> None:
     assert away.follow(interrupted=lambda: away.number > 2).status == "running"
 
 
+def test_a_job_that_nobody_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "STUCK_SECONDS", 0.2)
+    story = Story([{"job": "running", "tasks": [task_row("failed", error_report="E304 silence.")]}])
+    assert story.follow(timeout=5).status == "running"
+    error = explained([task_row("failed", error_report="E304 silence.")], job="running")
+    assert error is not None
+    assert (error.code, error.facts["reason"]) == ("E810", "E304 silence.")
+    assert explained([task_row("failed"), task_row("waiting", task_name="next")], job="running") is not None
+    assert explained([task_row("failed"), task_row(role="arbiter")], job="running") is None
+    # One that is started again is not stuck.
+    again = [{"job": "running", "tasks": [task_row("failed")]}] * 5
+    restarted = {"job": "running", "tasks": [task_row("running", task_version=1)]}
+    refused("E813", Story([*again, restarted]).follow, timeout=0.6)
+
+
 def test_an_error_of_the_server_is_not_waited_for() -> None:
     with running(job__query={"code": 6000, "message": "database is gone"}) as server:
         refused("E806", follow.follow, FlowServer(server.address), JOB, lambda *_: None)
@@ -463,7 +478,13 @@ def test_the_job_file_holds_what_its_author_chose() -> None:
     dag = {
         "kind": "fate",
         "dag": {
-            "conf": {"model_id": JOB, "auto_retries": 2, "sync_type": "callback", "model_warehouse": dict(source)},
+            "conf": {
+                "model_id": JOB,
+                "auto_retries": 2,
+                "sync_type": "poll",
+                "computing_partitions": 8,
+                "model_warehouse": dict(source),
+            },
             "tasks": {"t": {"conf": None, "parameters": {"model": None, "auto_retries": 0}, "inputs": [source]}},
         },
     }
