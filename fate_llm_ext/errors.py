@@ -1,7 +1,8 @@
 """The error catalogue: every failure a user can meet has a code, the facts and the next step.
 
 Codes are stable. Ranges: E1xx job, parameters and site files; E2xx data; E3xx federation and
-protocol; E4xx models and training; E5xx engine and environment; E6xx privacy; E7xx texts that models make.
+protocol; E4xx models and training; E5xx engine and environment; E6xx privacy; E7xx texts that models make;
+E8xx FATE Flow.
 
 Usage::
 

@@ -14,7 +14,8 @@ HEADINGS = {
     "E4": "Models and training",
     "E5": "Engine and environment",
     "E6": "Privacy",
-    "E7": "Texts made by models (FDKT)",
+    "E7": "Texts made by models (FDKT, FedCoT)",
+    "E8": "FATE Flow: servers, providers, sites",
 }
 
 
