@@ -14,12 +14,17 @@ from typing import Any
 import pytest
 from flow_server import JOB, PREFIX, Handler, archive, data, event, job_row, log, running, sends, task_row
 
+from fate_llm_ext.cli.board import LiveBoard, PlainBoard
 from fate_llm_ext.errors import ExtensionError
 from fate_llm_ext.flow import connection, failure, follow
 from fate_llm_ext.flow.archive import unpack
 from fate_llm_ext.flow.connection import find_account
 from fate_llm_ext.flow.fetch import fetch
+from fate_llm_ext.flow.provider import PROVIDER
 from fate_llm_ext.flow.server import FlowServer, without_secrets
+from fate_llm_ext.flow.submission import own_parties, prepared, problems_at
+from fate_llm_ext.pipelines.check import check
+from fate_llm_ext.pipelines.dag import load_dag
 from fate_llm_ext.pipelines.job import Party
 
 VARIABLES = (connection.SERVER_VARIABLE, connection.APP_ID_VARIABLE, connection.TOKEN_FILE_VARIABLE)
@@ -552,3 +557,69 @@ def test_many_threads_share_nothing_but_the_server() -> None:
             thread.join()
     assert len(found) == 20
     assert all(expected == got for expected, got in found)
+
+
+# --- submission -----------------------------------------------------------------------------------------
+
+CONF = Path(__file__).resolve().parents[2] / "conf/fedmkt/three_sites"
+
+
+def problem_codes(server_answers: dict[str, Any], *overrides: str) -> list[str]:
+    job = load_dag(CONF / "dag.yaml", overrides)
+    with running(site__info__query=data({"party_id": "9999"}), **server_answers) as server:
+        flow = FlowServer(server.address)
+        own = own_parties(flow, job)
+        assert own == (Party("guest", "9999"),)
+        return [f"{one.where} {one.error.code}" for one in problems_at(flow, job, own)]
+
+
+def test_what_the_server_lacks() -> None:
+    there = {"provider__query": data([{"name": "fate"}]), "table__query": data({"path": "file:///x"})}
+    table = "tasks.fedmkt_0.inputs.data.train_data.data_warehouse.0 E807"
+    assert problem_codes(there) == []
+    assert problem_codes({**there, "table__query": {"code": 7001, "message": "No found table"}}) == [table]
+    none = {**there, "provider__query": data([])}
+    assert problem_codes(none) == ["conf.task.provider E808"]
+    assert problem_codes(none, "conf.task.provider=*:*@*") == []  # the server's default
+
+
+def test_a_site_that_takes_no_part_needs_no_table() -> None:
+    job = load_dag(CONF / "dag.yaml")
+    with running(site__info__query=data({"party_id": "1"}), provider__query=data([{}])) as server:
+        flow = FlowServer(server.address)
+        assert problems_at(flow, job, own_parties(flow, job)) == []
+
+
+def test_the_job_is_submitted_with_our_provider_and_otherwise_as_it_is() -> None:
+    job = load_dag(CONF / "dag.yaml")
+    given = json.loads(json.dumps(job.raw))
+    made = prepared(job)
+    assert job.raw == given
+    assert made["dag"]["conf"] == {"task": {"timeout": 3600, "provider": PROVIDER}, "sync_type": "poll"}
+    assert {**made["dag"], "conf": 0} == {**given["dag"], "conf": 0}
+    chosen = load_dag(CONF / "dag.yaml", ["conf.task.provider=fate:other@local", "conf.sync_type=callback"])
+    assert prepared(chosen)["dag"]["conf"] == chosen.raw["dag"]["conf"]
+
+
+def test_between_sites_only_the_own_names_are_looked_up(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "site.yaml").write_text("models: {slm: m}\n")
+    job = load_dag(CONF / "dag.yaml")
+    found = {one.where: one.error.code for one in check(job, tmp_path / "site.yaml", own=(Party("guest", "9999"),))}
+    assert found == {"tasks.fedmkt_0.parameters.public.name (guest 9999)": "E110"}
+    (tmp_path / "site.yaml").write_text("host_10000: {models: {slm: m}}\n")
+    codes = {one.error.code for one in check(job, tmp_path / "site.yaml", own=(Party("guest", "9999"),))}
+    assert codes == {"E114"}
+    assert check(job, tmp_path / "site.yaml", own=()) == []
+
+
+def test_boards_show_notices(capsys: pytest.CaptureFixture[str]) -> None:
+    notice = {"type": "notice", "message": "the server is away"}
+    PlainBoard()("", None, notice)
+    assert "the server is away" in capsys.readouterr().out
+    board = LiveBoard()
+    board("fedmkt_0", Party("guest", "9999"), {"type": "started"})
+    board("", None, notice)
+    table = board._render()
+    assert table.caption == "the server is away"
+    assert table.row_count == 1
