@@ -34,6 +34,8 @@ def main() -> None:
         return
     time.sleep(SETTLE_SECONDS)
     doing = state.get("doing", "starting")
+    if state.get("silent"):
+        doing += f"; nothing was heard from {state['silent']} for {time.time() - state['since']:.0f} s"
     status = _status(state)
     by_flow = status in ENDED
     kind = "killed" if not by_flow else "stopped" if _job(state) == "canceled" else "ended"

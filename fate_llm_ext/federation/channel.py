@@ -38,6 +38,7 @@ _DATA, _HEARTBEAT, _ABORT, _BYE = range(4)
 _PAYLOAD_BYTES = (1 << 20) - 8192
 _READ_AHEAD = 2
 _POLL_SECONDS = 0.2
+_SILENT_HEARTBEATS = 3  # missed ones, before anything is said about it
 
 
 def context_of(ctx: Any) -> Any:
@@ -100,6 +101,7 @@ class Channel:
         self._finished = False
         self._sending = threading.RLock()
         self.doing = "starting"
+        self._silent = ""
         self._tolerant = False
         self.lost: Dict[str, str] = {}
         self.bytes_sent = 0
@@ -259,6 +261,7 @@ class Channel:
         if reason and awaited.inbox.empty():
             raise ExtensionError("E305", party=awaited.name, message=message, reason=reason)
         silence, limit = self._silence(awaited), self._limit(awaited)
+        self._note_silence(awaited, silence)
         if silence > limit:
             self._raise_if_the_broker_failed(awaited, message, silence)
             raise ExtensionError(
@@ -270,6 +273,13 @@ class Channel:
                 doing=awaited.doing,
                 setting="silence_seconds" if awaited.heard else "startup_seconds",
             )
+
+    def _note_silence(self, awaited: Peer, silence: float) -> None:
+        """Under FATE Flow, another party may lose patience first, and then this one is killed."""
+        silent = awaited.name if silence > _SILENT_HEARTBEATS * self._network.heartbeat_seconds else ""
+        if silent != self._silent:
+            self._silent = silent
+            worker.note(silent=silent, since=time.time() - silence)
 
     def _raise_if_the_broker_failed(self, awaited: Peer, message: str, silence: float) -> None:
         """Nothing was heard of a peer: is it the peer?"""

@@ -691,6 +691,7 @@ def test_the_last_message_wins_over_the_goodbye_that_follows_it() -> None:
     channel = object.__new__(Channel)
     channel._network = NetworkConfig(silence_seconds=60, heartbeat_seconds=60)
     channel._finished, channel._last_heartbeat, channel.bytes_received = False, time.monotonic(), 0
+    channel._silent = ""
     from fate_llm_ext.federation.channel import Peer
 
     peer = Peer("guest 9999")
