@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
-from sites import CONF, REPOSITORY, Federation, FederationError, missing_packages, prepare
+from machine import missing_packages
+from sites import CONF, REPOSITORY, SCRIPTS, Federation, FederationError, prepare
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,6 +64,7 @@ def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("federation")
     environment = os.environ.get("PROVIDER_ENVIRONMENT")
     sites = Federation(folder, folder / "data", Path(environment).resolve() if environment else None)
+    guard = _guard(folder)
     try:
         data = prepare(sites.data)
         try:
@@ -75,9 +78,18 @@ def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
             raise FederationError(f"conf/fedmkt/three_sites/prepare.sh:\n{text}")
         yield sites
     finally:
+        guard.kill()
+        guard.wait()
         left = sites.down()
         _tidy(sites, keep=bool(left) or bool(request.session.testsfailed))
     assert not left, "\n".join(left)
+
+
+def _guard(folder: Path) -> subprocess.Popen[bytes]:
+    """Takes the sites down if this process is killed and cannot."""
+    wait = 'while kill -0 "$1" 2>/dev/null; do sleep 1; done; exec bash "$2" down "$3"'
+    call = ["bash", "-c", wait, "guard", str(os.getpid()), str(SCRIPTS / "federation.sh"), str(folder)]
+    return subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def _tidy(sites: Federation, keep: bool) -> None:

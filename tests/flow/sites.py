@@ -7,18 +7,18 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping
+from typing import Any, Iterable, Mapping
 
 import psutil
 import requests
 import yaml
+from machine import MARK, free_base, marked, port_is_free, touching
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = REPOSITORY / "deploy"
@@ -26,9 +26,6 @@ CONF = REPOSITORY / "conf/fedmkt/three_sites"
 ASSETS = REPOSITORY.parent / "shared/assets"
 PROGRAM = Path(sys.executable).with_name("fate-llm-ext")
 ROLES = {"9999": "guest", "10000": "host", "10001": "arbiter"}
-MARK = "FATE_SITE_FOLDER"
-PORTS_OF_A_SITE = 7  # deploy/federation.sh: one in each ten from BASE_PORT
-PACKAGES = ("rabbitmq-server", "nginx-light", "lsof", "curl")
 ENDED = {"success", "failed", "canceled"}
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name != MARK},
@@ -301,77 +298,3 @@ def prepare(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         call, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
-
-
-def missing_packages() -> list[str]:
-    """Debian packages that a federation needs and this machine has not."""
-    files = {
-        "rabbitmq-server": [Path("/usr/lib/rabbitmq/bin/rabbitmq-server")],
-        "nginx-light": [Path("/usr/sbin/nginx"), Path("/usr/bin/nginx")],
-        **{name: [Path("/usr/bin") / name, Path("/bin") / name] for name in ("lsof", "curl")},
-    }
-    return [name for name in PACKAGES if not any(path.exists() for path in files[name])]
-
-
-def port_is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def free_base() -> int:
-    """A BASE_PORT for which all ports of three sites are free now; below those that the system hands out."""
-    for _ in range(200):
-        base = random.randrange(20000, 31000, 100)
-        ports = [base + 10 * kind + number for kind in range(PORTS_OF_A_SITE) for number in range(1, len(ROLES) + 1)]
-        if all(map(port_is_free, ports)):
-            return base
-    raise FederationError("no free ports between 20000 and 31000")
-
-
-def _each_process() -> Iterator[psutil.Process]:
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                yield process
-        except psutil.Error:
-            continue
-
-
-def marked(folder: Path) -> list[psutil.Process]:
-    """Processes of the site (or of all sites below) ``folder``: its name is in their environment."""
-    found = []
-    for process in _each_process():
-        try:
-            mark = process.environ().get(MARK)
-        except (psutil.Error, OSError):
-            continue
-        if mark is not None and (Path(mark) == folder or folder in Path(mark).parents):
-            found.append(process)
-    return found
-
-
-def touching(folder: Path) -> list[psutil.Process]:
-    """Processes marked for ``folder``, and those that name a file of it in their command or have one open.
-
-    nginx wipes its environment, and its workers have nothing in their command: they are known by their log.
-    """
-    known = {process.pid for process in marked(folder)}
-    found = []
-    for process in _each_process():
-        descriptors = Path(f"/proc/{process.pid}/fd")
-        try:
-            links = [str(link.readlink()) for link in descriptors.iterdir()]
-        except OSError:
-            links = []
-        try:
-            words = [word for word in process.cmdline() if str(folder) in word]
-        except psutil.Error:
-            continue
-        if process.pid in known or words or any(link.startswith(f"{folder}/") for link in links):
-            found.append(process)
-    return found

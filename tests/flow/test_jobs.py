@@ -229,17 +229,3 @@ def test_predict_from_the_trained_model(federation: Federation, trained: Trained
         table = federation.data / f"data/{ROLES[party]}_{party}/test.jsonl"
         assert len(rows) == len(table.read_text().splitlines()) > 0
         assert {row["prediction"] for row in rows} <= {"World", "Sports", "Business", "Technology"}
-
-
-def test_submit_and_wait(federation: Federation, local: Path, tmp_path: Path) -> None:
-    """`fate-llm-ext submit --wait` ends with the outputs of the own site, the same as a local run's."""
-    done = federation.site("9999").cli("submit", CONF / "dag.yaml", "--wait", "--out", tmp_path, seconds=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (run,) = tmp_path.iterdir()
-    assert json.loads((run / "job.json").read_text())["status"] == "success"
-    assert (run / "report.html").exists()
-    guest = "fedmkt_0/guest_9999"
-    assert not _differences(
-        _numbers_of_events(run / guest / "events.jsonl"), _numbers_of_events(local / guest / "events.jsonl")
-    )
-    assert (run / guest / "model/output_model/adapter_model.safetensors").exists()
