@@ -96,6 +96,10 @@ class Job:
             assert not status or self.status(party) == status, f"{self}"
         return took
 
+    def succeeds_after_all(self, seconds: float) -> None:
+        """Until success everywhere, though the job has failed: between two tries FATE Flow says so."""
+        wait_for(lambda: all(self.status(p) == "success" for p in EVERYWHERE), seconds, lambda: f"{self}")
+
     def log(self, party: str) -> str:
         """The log of the party's component, of all versions."""
         logs = self.federation.site(party).folder / "flow/logs" / self.id / ROLES[party] / party
@@ -194,7 +198,8 @@ def purge(site: Site, job: Job, to: str) -> int:
     """Lose what waits at the site's broker to be fetched by another role's one; how many messages that were."""
     count = 0
     for queue in _manage(site, "get", "queues").json():
-        if queue["name"].startswith(f"send-{job.id}") and f"-{to}-" in queue["name"].partition(f"-{site.party_id}-")[2]:
+        receiver = queue["name"].partition(f"-{site.party_id}-")[2]
+        if queue["name"].startswith(f"send-{job.id}") and receiver.startswith(f"{to}-"):
             count += int(queue.get("messages", 0))
             assert _manage(site, "delete", f"queues/{queue['vhost']}/{queue['name']}/contents").ok
     return count

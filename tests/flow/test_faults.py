@@ -226,7 +226,7 @@ def test_a_second_try_is_a_fresh_start(federation: Federation) -> None:
     job.wait_for_log("10001", EXCHANGING)
     job.kill("10000", "execute")
     wait_for(lambda: job.task("10001").version == 1, 60, lambda: f"{job}")
-    job.wait(180, status="success")
+    job.succeeds_after_all(240)
     assert [job.task(party).version for party in EVERYWHERE] == [1, 1, 1]
     assert [len(job.metrics(party)) for party in EVERYWHERE] == [4, 4, 5]
     clean(federation)
@@ -239,7 +239,7 @@ def test_a_failed_job_runs_again(federation: Federation) -> None:
     job.wait(60, status="failed")
     assert job.command("rerun")["code"] == 0
     wait_for(lambda: job.task("10001").version == 1, 60, lambda: f"{job}")
-    job.wait(180, status="success")
+    job.succeeds_after_all(240)
     assert [job.task(party).version for party in EVERYWHERE] == [1, 1, 1]
     assert [len(job.metrics(party)) for party in EVERYWHERE] == [4, 4, 5]
     clean(federation)
