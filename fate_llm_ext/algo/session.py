@@ -43,6 +43,7 @@ def federated_task(
         emit("error", **_facts(error))
         worker.report(_facts(error)["message"])
         channel.abort(wire_cause(error, channel.doing))
+        channel.linger()
         raise
     try:
         for affair in own:

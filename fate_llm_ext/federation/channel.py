@@ -38,6 +38,7 @@ _DATA, _HEARTBEAT, _ABORT, _BYE = range(4)
 _PAYLOAD_BYTES = (1 << 20) - 8192
 _READ_AHEAD = 2
 _POLL_SECONDS = 0.2
+_LINGER_SECONDS = 8.0
 _SILENT_HEARTBEATS = 3  # missed ones, before anything is said about it
 
 
@@ -164,6 +165,19 @@ class Channel:
             self._broker.seconds = 0.0  # what failed may be the way to the others
             for peer in self.peers:
                 self._tell(peer, reason)
+
+    def linger(self) -> None:
+        """Under FATE Flow, after an abort: wait a little until the peers have answered it with theirs.
+
+        When this process has ended, FATE Flow kills those of the others, also one that has still to open its channel
+        and would not learn why.
+        """
+        deadline = time.monotonic() + _LINGER_SECONDS
+        while worker.current() is not None and time.monotonic() < deadline:
+            deaf = [p for p in self.peers if not (p.closed or p.abort_reason or p.broken)]
+            if all(self._silence(peer) > self._limit(peer) for peer in deaf):
+                return
+            time.sleep(0.05)
 
     def _tell(self, peer: Peer, reason: str) -> None:
         try:

@@ -185,12 +185,12 @@ def wait_for(condition: Callable[[], bool], seconds: float, seen: Callable[[], s
     return time.monotonic() - began
 
 
-def broker_contents(site: Site) -> dict[str, list[str]]:
-    """Virtual hosts, users, queues and connections that the site's broker holds for jobs."""
-    found: dict[str, list[str]] = {}
+def left_at_broker(site: Site, job: Job) -> list[str]:
+    """Virtual hosts, users, queues and connections that the site's broker holds for a job; all have its name."""
+    found = []
     for kind in ("vhosts", "users", "queues", "connections"):
-        names = [str(one["name"]) for one in _manage(site, "get", kind).json()]
-        found[kind] = [name for name in names if name not in ("/", "fate")]
+        names = [str(one.get("vhost", one.get("name"))) for one in _manage(site, "get", kind).json()]
+        found += [f"{kind} at {site.party_id}: {name}" for name in names if name.startswith(job.id)]
     return found
 
 

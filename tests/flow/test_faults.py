@@ -12,10 +12,10 @@ from faults import (
     EVERYWHERE,
     SILENCE,
     Job,
-    broker_contents,
     fedmkt,
     kill_server,
     kill_site,
+    left_at_broker,
     purge,
     site_check,
     task_of,
@@ -37,12 +37,11 @@ def _as_before(federation: Federation) -> Iterator[None]:
         assert done.returncode == 0, done.stderr
 
 
-def clean(federation: Federation) -> None:
-    """No broker holds anything of a job."""
+def clean(*jobs: Job) -> None:
+    """No broker holds anything of these jobs."""
 
     def left() -> list[str]:
-        contents = [broker_contents(federation.site(party)) for party in EVERYWHERE]
-        return [f"{kind} {name}" for one in contents for kind, names in one.items() for name in names]
+        return [one for job in jobs for party in EVERYWHERE for one in left_at_broker(job.federation.site(party), job)]
 
     wait_for(lambda: not left(), 90, lambda: "\n".join(left()))
 
@@ -74,7 +73,7 @@ def test_a_worker_is_killed(federation: Federation, party: str, kinds: list[str]
     for other in EVERYWHERE:
         named(job, other, "E309", f"The process of {ROLES[party]} {party} was killed")
     job.nothing_runs()
-    clean(federation)
+    clean(job)
 
 
 def test_a_worker_is_killed_while_all_train(federation: Federation) -> None:
@@ -85,7 +84,7 @@ def test_a_worker_is_killed_while_all_train(federation: Federation) -> None:
     for other in EVERYWHERE:
         named(job, other, "E309", "The process of guest 9999 was killed")
     job.nothing_runs()
-    clean(federation)
+    clean(job)
 
 
 def test_a_job_that_is_stopped(federation: Federation) -> None:
@@ -99,7 +98,7 @@ def test_a_job_that_is_stopped(federation: Federation) -> None:
     assert job.status("9999") == "canceled"
     for party in EVERYWHERE:
         named(job, party, "E310")
-    clean(federation)
+    clean(job)
 
 
 # --- a site is gone ---------------------------------------------------------------------------------------
@@ -134,7 +133,7 @@ def test_the_schedulers_site_is_gone_and_comes_back(federation: Federation) -> N
     job.nothing_runs(at=living)
     assert federation.site("9999").script("site", "start").returncode == 0
     job.wait(90, status="failed")
-    clean(federation)
+    clean(job)
 
 
 # --- a service restarts -----------------------------------------------------------------------------------
@@ -149,7 +148,7 @@ def test_a_server_is_killed_and_comes_back(federation: Federation, party: str) -
     assert federation.site(party).script("server", "start").returncode == 0
     job.wait(180, status="success")
     assert [len(job.metrics(one)) for one in EVERYWHERE] == [4, 4, 5]
-    clean(federation)
+    clean(job)
 
 
 def test_a_server_is_away_while_others_finish_and_there_are_metrics(federation: Federation) -> None:
@@ -229,7 +228,7 @@ def test_a_second_try_is_a_fresh_start(federation: Federation) -> None:
     job.succeeds_after_all(240)
     assert [job.task(party).version for party in EVERYWHERE] == [1, 1, 1]
     assert [len(job.metrics(party)) for party in EVERYWHERE] == [4, 4, 5]
-    clean(federation)
+    clean(job)
 
 
 def test_a_failed_job_runs_again(federation: Federation) -> None:
@@ -242,7 +241,7 @@ def test_a_failed_job_runs_again(federation: Federation) -> None:
     job.succeeds_after_all(240)
     assert [job.task(party).version for party in EVERYWHERE] == [1, 1, 1]
     assert [len(job.metrics(party)) for party in EVERYWHERE] == [4, 4, 5]
-    clean(federation)
+    clean(job)
 
 
 # --- a wrong job ------------------------------------------------------------------------------------------
@@ -326,8 +325,10 @@ def test_an_unknown_component(federation: Federation) -> None:
 
 
 def test_many_short_jobs_leave_nothing(federation: Federation) -> None:
+    jobs = []
     for _ in range(4):
-        jobs = [Job(federation, site_check(3)) for _ in range(3)]
-        for job in jobs:
+        three = [Job(federation, site_check(3)) for _ in range(3)]
+        for job in three:
             job.wait(240, status="success")
-    clean(federation)
+        jobs += three
+    clean(*jobs)
