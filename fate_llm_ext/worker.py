@@ -18,6 +18,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _REPORT_SECONDS = 5.0
+_SAME_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,10 @@ def enter(parameters: Collection[str]) -> None:
         _use_site(current_site(task.role, task.party_id))
     unknown = sorted(set(task.given) - set(parameters))
     if unknown:
-        raise ExtensionError("E312", names=", ".join(unknown), known=", ".join(sorted(parameters)))
+        error = ExtensionError("E312", names=", ".join(unknown), known=", ".join(sorted(parameters)))
+        report(str(error))
+        time.sleep(_SAME_SECONDS)  # the other parties find the same a moment later, unless this one's end kills them
+        raise error
 
 
 def current() -> Optional[Task]:
