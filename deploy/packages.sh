@@ -14,10 +14,10 @@ for package in rabbitmq-server nginx-light lsof curl "$@"; do
 done
 ((${#missing[@]})) || exit 0
 
-command -v apt-get >/dev/null || fail "these packages are missing, and this is no Debian: ${missing[*]}." "install them with the means of this system."
+command -v apt-get >/dev/null || fail "${missing[*]} are missing, and this is no Debian." "install them with the means of this system."
 as_root=()
 if [ "$(id -u)" != 0 ]; then
-    sudo -n true 2>/dev/null || fail "these packages are missing, and this user may not install them: ${missing[*]}." "sudo $DEPLOY/packages.sh $*"
+    sudo -n true 2>/dev/null || fail "${missing[*]} are missing, and you may not install them." "sudo $DEPLOY/packages.sh $*"
     as_root=(sudo -n)
 fi
 policy=/usr/sbin/policy-rc.d # what the packages ask before they start a service; 101: not allowed

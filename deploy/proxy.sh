@@ -15,13 +15,13 @@ configure() {
     while read -r party host port _broker; do
         [ "$party" = "$PARTY_ID" ] && host=$LISTEN port=$FLOW_HTTP_PORT
         routes+="        $party $host:$port;"$'\n'
-    done < <(grep -Ev '^[[:space:]]*(#|$)' "$SITE/partners")
+    done < <(partners)
     mkdir -p "$home"
-    fill nginx.conf "$home/nginx.conf" HOME="$home" LISTEN="$LISTEN:$PROXY_PORT" ROUTES="$routes"
+    fill nginx.conf "$home/nginx.conf" HOME="$home" LISTEN="$(addresses | sed "s/.*/        listen &:$PROXY_PORT;/")" ROUTES="$routes"
 }
 
-answers() {
-    curl -fsS -H "dest-party-id: $PARTY_ID" "http://$LISTEN:$PROXY_PORT/v2/server/fateflow"
+answer() { # answer PARTY: what its FATE Flow says of itself, through this gateway and the party's
+    curl -fsS -m 10 -H "dest-party-id: $1" "http://$LISTEN:$PROXY_PORT/v2/server/fateflow"
 }
 
 case $command in
@@ -30,20 +30,39 @@ start)
     [ -x "$nginx" ] || fail "nginx is not installed." "apt-get install nginx-light, then repeat."
     free_port proxy "$PROXY_PORT"
     configure
-    "$nginx" -p "$home" -e "$home/error.log" -c "$home/nginx.conf" || fail "nginx does not start." "read $home/error.log."
+    "$nginx" -p "$home" -e "$home/error.log" -c "$home/nginx.conf" || fail "nginx does not start: $(last_words "$home/error.log")" "read $home/error.log."
     ;;
 reload)
+    alive "$pid_file" || fail "the gateway does not run." "$0 start $SITE"
     configure
     "$nginx" -p "$home" -e "$home/error.log" -c "$home/nginx.conf" -s reload
     ;;
 stop) stop_pid "$pid_file" 10 ;;
 status)
-    if answers >/dev/null 2>&1; then
-        echo "proxy: reaches this site's FATE Flow through $LISTEN:$PROXY_PORT"
+    if answer "$PARTY_ID" >/dev/null 2>&1; then
+        echo "proxy: $("$nginx" -v 2>&1 | sed 's/.*: //') reaches this site's FATE Flow through $LISTEN:$PROXY_PORT"
     else
         echo "proxy: no answer of this site's FATE Flow through $LISTEN:$PROXY_PORT; log: $home/error.log"
         exit 1
     fi
+    ;;
+partners) # for site.sh status
+    wrong=0
+    while read -r party host port broker; do
+        [ "$party" != "$PARTY_ID" ] || continue
+        if found=$(answer "$party" 2>&1); then
+            flow="FATE Flow $(value_of version <<<"$found") answers through $host:$port"
+        else
+            flow="no FATE Flow answers through its gateway $host:$port (${found##*curl: })" wrong=1
+        fi
+        if open_port "$host" "$broker"; then
+            echo "partner $party: $flow; its broker listens at $host:$broker"
+        else
+            echo "partner $party: $flow; its broker cannot be reached at $host:$broker"
+            wrong=1
+        fi
+    done < <(partners)
+    exit $wrong
     ;;
 *) fail "there is no command $command." "start, stop, reload or status." ;;
 esac

@@ -89,7 +89,7 @@ def _large_request(gateway: str) -> None:
     """A body that nginx does not hold in memory; its workers may not write into this folder."""
     body = {"dag_schema": {"kind": "none", "ballast": "x" * 300_000}}
     headers = {"dest-party-id": "9999"}
-    answer = requests.post(f"http://127.0.0.1:{gateway}/v2/job/submit", json=body, headers=headers, timeout=30)
+    answer = requests.post(f"http://127.0.0.1:{gateway}/v2/partner/job/create", json=body, headers=headers, timeout=30)
     assert answer.status_code == 200, answer.text[:300]
     assert answer.json()["code"] != 0  # FATE Flow has read it
 
