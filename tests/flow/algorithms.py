@@ -14,7 +14,11 @@ import fdkt_jobs
 import fedcot_jobs
 from jobs import JobFiles
 
+from fate_llm_ext.data.corpus import generate_tickets
+from fate_llm_ext.data.datasets import write_jsonl
+
 GUEST, HOST, ARBITER = "guest_9999", "host_10000", "arbiter_10001"
+OPEN = "open"  # a table whose owners allow releases without a guarantee, as FedMKT's are
 SECOND_ROLE = "host_10001"  # at the arbiter's site
 PARTIES = {"9999": GUEST, "10000": HOST, "10001": ARBITER}
 CLIENTS = [{"role": "guest", "party_id": ["9999"]}, {"role": "host", "party_id": ["10000"]}]
@@ -77,6 +81,11 @@ class AllAlgorithms:
         self.dpkd = _renamed(dpkd_jobs.two_owners(world, world / "dpkd"), "dpkd")
         self.fdkt = _renamed(fdkt_jobs.two_domains(world, world / "fdkt"), "fdkt")
         self.fedcot = _renamed(fedcot_jobs.two_clients(world, world / "fedcot"), "fedcot")
+        # Other records: the ledger knows those that stand in a table with a budget under whatever name.
+        for seed, party in enumerate((GUEST, HOST, SECOND_ROLE), 21):
+            rows = generate_tickets(26, seed)
+            write_jsonl(world / OPEN / party / "train.jsonl", rows[:16])
+            write_jsonl(world / OPEN / party / "test.jsonl", rows[16:])
 
     def sites(self, state: Path) -> dict[str, Any]:
         """The site file; each party keeps its ledger below ``state``."""
@@ -88,8 +97,9 @@ class AllAlgorithms:
                     section[group].update(job.sites.get(party, {}).get(group, {}))
             section["models"].setdefault("slm", "models/gpt2")
             section["public"]["tickets"] = "data/public"
-            if party == SECOND_ROLE:
-                section["tables"]["llm/tickets"] = "data/host_10000"
+            if party != ARBITER:
+                section["tables"][f"llm/{OPEN}"] = f"{OPEN}/{party}"
+                section["budgets"][f"llm/{OPEN}"] = {"epsilon": float("inf"), "delta": 0.01}
             found[party] = {**section, "device": "cpu", "threads": 1, "state": str(state / party)}
         return found
 
@@ -118,9 +128,9 @@ class AllAlgorithms:
         train = {
             "component_ref": "fedmkt",
             "parameters": parameters,
-            "inputs": {"data": {"train_data": _table("tickets", clients)}},
+            "inputs": {"data": {"train_data": _table(OPEN, clients)}},
         }
-        predict = _predict("fedmkt", "tickets", "fedmkt_0", same, everyone)
+        predict = _predict("fedmkt", OPEN, "fedmkt_0", same, everyone)
         own = {"parties": [EVERYONE[2]], "tasks": {"fedmkt_0": {"parameters": {"model": {"name": "llm"}}}}}
         dag = {
             "conf": {"task": {"timeout": 1800}},

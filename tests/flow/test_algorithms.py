@@ -24,7 +24,6 @@ from fate_llm_ext.privacy.ledger import Entry, Ledger
 
 # Task and arm without any noise.
 DECIDED_BY_THE_SEED = [("evaluation_0", "evaluation"), ("fdkt_0", "local"), ("fedcot_0", "standalone")]
-TABLES = ("tickets", "fdkt", "fedcot")
 
 
 @dataclass
@@ -69,9 +68,9 @@ def ran(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> Ite
     try:
         known = {**yaml.safe_load(before), **jobs.sites(world / "state")}
         federation.sites_file.write_text(yaml.safe_dump(known))
-        for party in ("9999", "10000"):
-            paths = known[PARTIES[party]]["tables"]
-            federation.site(party).tables(**{name: world / paths[f"llm/{name}"] for name in TABLES})
+        for party, name in {**PARTIES, "10001": SECOND_ROLE}.items():
+            paths = known[name]["tables"].items()
+            federation.site(party).tables(**{table.partition("/")[2]: world / path for table, path in paths})
         (world / "dag.yaml").write_text(yaml.safe_dump(jobs.dag()))
         (world / "sites.yaml").write_text(yaml.safe_dump(jobs.sites(world / "state_local")))
         files = [str(world / "dag.yaml"), "--sites", str(world / "sites.yaml"), "--out", str(world / "runs")]
@@ -223,7 +222,6 @@ def test_the_model_that_fates_client_downloads_is_the_task_model(ran: Ran, tmp_p
 
 def test_one_site_can_be_two_parties(ran: Ran, tmp_path: Path) -> None:
     """Host and arbiter at site 10001, each with outputs, reports and a ledger of its own."""
-    ran.federation.site("10001").tables(tickets=Path(ran.jobs.sites(ran.state)[GUEST]["root"]) / "data/host_10000")
     job = ran.federation.succeeds(ran.jobs.two_parties_at_one_site(), seconds=600)
     found = {party: fetch(FlowServer(ran.federation.site(party).address), job, tmp_path / party) for party in PARTIES}
     owners = {"9999": GUEST, "10000": HOST, "10001": SECOND_ROLE}
