@@ -27,11 +27,16 @@ def explain(server: FlowServer, state: JobState) -> Optional[ExtensionError]:
     It is E810 for a party of this site, E811 if this site knows only that it happened elsewhere, E814 for a job that
     was stopped. A job with a failed task here counts as failed, though its scheduler has not ended it: it may be gone.
     """
-    if state.status in GOOD or not (state.ended or has_failed(server.tasks(state.job_id))):
+    if state.status in GOOD:
         return None
-    if state.status == "canceled":
-        return ExtensionError("E814", job=state.job_id, status="canceled", detail=": somebody stopped it")
+    tasks = server.tasks(state.job_id)
+    if not state.ended and not has_failed(tasks):
+        return None
     found = _reasons(server, state)
+    # A job that was stopped at another site than its scheduler's counts as failed for some seconds.
+    stopped = any(task.status == "canceled" for task in tasks) or any(reason.startswith("E310") for _, reason in found)
+    if stopped or server.job(state.job_id).status == "canceled":
+        return ExtensionError("E814", job=state.job_id, status="canceled", detail=": somebody stopped it")
     own = [(task, reason) for task, reason in found if reason and not reason.startswith(_TOLD)]
     if own:
         task, reason = own[0]

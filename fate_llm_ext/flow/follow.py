@@ -79,6 +79,7 @@ def follow(
     """
     watch = _Watch(server, job_id, on_event)
     began = answered = time.monotonic()
+    status = "not known"
     while True:
         try:
             state = watch.look()
@@ -86,8 +87,7 @@ def follow(
             answered = time.monotonic()
             if state.ended or interrupted() or watch.is_stuck():
                 return state
-            if timeout is not None and answered - began > timeout:
-                raise ExtensionError("E813", job=job_id, seconds=f"{timeout:g}", status=state.status)
+            status = state.status
         except ExtensionError as error:
             if error.code != _NO_ANSWER:
                 raise
@@ -98,6 +98,8 @@ def follow(
             watch.is_away(str(error.facts["reason"]), patience - silence)
             if interrupted() and watch.state is not None:
                 return watch.state
+        if timeout is not None and time.monotonic() - began > timeout:
+            raise ExtensionError("E813", job=job_id, seconds=f"{timeout:g}", status=status)
         on_event("", None, {"type": "tick", "time": time.time()})
         time.sleep(POLL_SECONDS)
 

@@ -233,11 +233,12 @@ def test_control_c_stops_the_job_everywhere_and_detach_does_not(
     last = watching(host, "status", job_id, "--wait", "--out", tmp_path)
     last.until("host 10000: started")
     last.process.send_signal(signal.SIGINT)
-    assert last.end(60) == 130
+    assert last.end(120) == 130
     assert "The job was stopped at all sites" in last.text
     for party in federation.sites:
-        assert federation.status(job_id, party) == "canceled"
-    assert "E814" in guest.cli("status", job_id).stderr
+        # Stopped at another site than its scheduler's, FATE Flow calls a job failed for some seconds.
+        assert federation.status(job_id, party) in ("canceled", "failed")
+        assert "E814" in federation.site(party).cli("status", job_id).stderr
     assert not federation.workers(job_id)
 
 

@@ -302,7 +302,7 @@ def test_a_server_that_is_away_for_a_while_is_asked_again() -> None:
 
 def test_patience_ends() -> None:
     story = Story([{"job": "running"}, {"away": 1}])
-    text = refused("E812", story.follow, patience=0.2)
+    text = refused("E812", story.follow, patience=0.2, timeout=5)
     assert "goes on" in text
     assert "503" in text
     assert "status" in text
@@ -310,6 +310,7 @@ def test_patience_ends() -> None:
 
 def test_time_to_watch_ends_and_interruption_returns() -> None:
     assert "is running; it goes on" in refused("E813", Story([{"job": "running"}]).follow, timeout=0.1)
+    assert "is running; it goes on" in refused("E813", Story([{"job": "running"}, {"away": 1}]).follow, timeout=0.2)
     assert Story([{"job": "running"}]).follow(interrupted=lambda: True).status == "running"
     away = Story([{"job": "running"}, {"away": 1}])
     assert away.follow(interrupted=lambda: away.number > 2).status == "running"
@@ -402,9 +403,10 @@ def test_elsewhere_names_whom_to_ask() -> None:
     assert error is not None
     assert (error.code, error.facts["others"]) == ("E811", "host 10000")
     assert "gives a reason" in str(error)
-    error = explained([task_row("canceled")], job="canceled")
-    assert error is not None
-    assert error.code == "E814"
+    for status in ("canceled", "failed"):
+        error = explained([task_row("canceled", error_report="E310 stopped")], job=status)
+        assert error is not None
+        assert error.code == "E814"
 
 
 # --- fetching -------------------------------------------------------------------------------------------
