@@ -32,11 +32,13 @@ def explain(server: FlowServer, state: JobState) -> Optional[ExtensionError]:
     tasks = server.tasks(state.job_id)
     if not state.ended and not has_failed(tasks):
         return None
-    found = _reasons(server, state)
+    stopped = ExtensionError("E814", job=state.job_id, status="canceled", detail=": somebody stopped it")
     # A job that was stopped at another site than its scheduler's counts as failed for some seconds.
-    stopped = any(task.status == "canceled" for task in tasks) or any(reason.startswith("E310") for _, reason in found)
-    if stopped or server.job(state.job_id).status == "canceled":
-        return ExtensionError("E814", job=state.job_id, status="canceled", detail=": somebody stopped it")
+    if state.status == "canceled" or any(task.status == "canceled" for task in tasks):
+        return stopped
+    found = _reasons(server, state)
+    if any(reason.startswith("E310") for _, reason in found) or server.job(state.job_id).status == "canceled":
+        return stopped
     own = [(task, reason) for task, reason in found if reason and not reason.startswith(_TOLD)]
     if own:
         task, reason = own[0]
