@@ -32,13 +32,9 @@ def explain(server: FlowServer, state: JobState) -> Optional[ExtensionError]:
     tasks = server.tasks(state.job_id)
     if not state.ended and not has_failed(tasks):
         return None
-    stopped = ExtensionError("E814", job=state.job_id, status="canceled", detail=": somebody stopped it")
-    # A job that was stopped at another site than its scheduler's counts as failed for some seconds.
     if state.status == "canceled" or any(task.status == "canceled" for task in tasks):
-        return stopped
+        return _stopped(state)
     found = _reasons(server, state)
-    if any(reason.startswith("E310") for _, reason in found) or server.job(state.job_id).status == "canceled":
-        return stopped
     own = [(task, reason) for task, reason in found if reason and not reason.startswith(_TOLD)]
     if own:
         task, reason = own[0]
@@ -46,11 +42,27 @@ def explain(server: FlowServer, state: JobState) -> Optional[ExtensionError]:
         return ExtensionError("E810", job=state.job_id, party=task.party, task=task.task, reason=sentence)
     told = next((reason for _, reason in sorted(found, key=lambda one: one[1][:4] or "Z") if reason), "")
     named = _NAMED.match(told)
+    if told.startswith("E310") or (named is None and _becomes_canceled(server, state)):
+        return _stopped(state)
     others = named[1] if named else " or ".join(map(str, state.others))
     if not others:
         return ExtensionError("E814", job=state.job_id, status=state.status, detail=f": {told}" if told else "")
     told = named[2] if named else told or f"no task of {' and '.join(map(str, state.parties))} gives a reason."
     return ExtensionError("E811", job=state.job_id, reason=told, others=others)
+
+
+def _stopped(state: JobState) -> ExtensionError:
+    return ExtensionError("E814", job=state.job_id, status="canceled", detail=": somebody stopped it")
+
+
+def _becomes_canceled(server: FlowServer, state: JobState) -> bool:
+    """Whether a job was stopped: at another site than its scheduler's, it counts as failed for some seconds."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while server.job(state.job_id).status != "canceled":
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def _reasons(server: FlowServer, state: JobState) -> List[Tuple[TaskState, str]]:
