@@ -21,10 +21,8 @@ answers() {
     curl -fsS -m 10 "http://$LISTEN:$FLOW_HTTP_PORT/v2/server/fateflow"
 }
 
-install() {
-    local python=${PYTHON:-python3.11} from=()
-    "$python" -c 'import sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null ||
-        fail "$python is no Python 3.11 with venv." "apt-get install python3.11-venv, or name one: PYTHON=... $0 install $SITE"
+install() { # install PYTHON
+    local python=$1 from=()
     [ -z "${WHEELHOUSE:-}" ] || from=(--no-index --find-links "$WHEELHOUSE")
     # No resolver: every version is pinned, and the client's wish for torch is for components of its own only.
     if [ -n "${UV:-}" ]; then
@@ -49,7 +47,10 @@ install)
         echo "server.sh: FATE Flow of $SITE runs; its environment is renewed at the next start after a stop" >&2
         exit 0
     fi
-    install >"$SITE/install.log" 2>&1 || fail "FATE Flow could not be installed: $(last_words "$SITE/install.log")" "read $SITE/install.log."
+    python=${PYTHON:-python3.11}
+    "$python" -c 'import sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null ||
+        fail "$python is no Python 3.11 with venv." "apt-get install python3.11-venv, or name one: PYTHON=... $0 install $SITE"
+    install "$python" >"$SITE/install.log" 2>&1 || fail "FATE Flow could not be installed: $(last_words "$SITE/install.log")" "read $SITE/install.log."
     echo "$key" >"$environment/.installed"
     ;;
 init)
