@@ -82,8 +82,7 @@ def walk(packages: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
         **{name: value for name, value in ENVIRONMENT.items() if not name.startswith("FATE_LLM_EXT_")},
         "TRIAL": str(folder),
         "BASE_PORT": str(base),
-        # Made once for all tests of this folder, instead of 2 GB for each.
-        "ENVIRONMENT": os.environ.get("PROVIDER_ENVIRONMENT") or str(REPOSITORY / ".venv-provider"),
+        "ENVIRONMENT": str(REPOSITORY / ".venv-provider"),  # once for all tests of this folder, not 2 GB for each
         "PYTHON": sys.executable,
         **({"UV": str(uv)} if uv.exists() else {}),
     }
