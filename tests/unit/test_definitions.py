@@ -1,5 +1,7 @@
 """The client definitions are what the components say now."""
 
+import sys
+
 import pytest
 
 from fate_llm_ext.errors import ExtensionError
@@ -13,6 +15,7 @@ def test_definitions_are_up_to_date():
 
 
 def test_without_fate_client_the_error_says_what_to_do(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "fate_client", None)
+    monkeypatch.setitem(sys.modules, "fate_client", None)
+    monkeypatch.setitem(sys.modules, "fate_client.pipeline", None)  # it may be loaded already
     with pytest.raises(ExtensionError, match="E525"):
         components._make("FedMKT", components.DEFINITIONS / "fedmkt.yaml")
