@@ -747,8 +747,8 @@ CATALOGUE: dict[str, ErrorKind] = {
     ),
     "E805": ErrorKind(
         "The FATE Flow server {address} does not accept this client: {reason}.",
-        "Set FATE_LLM_EXT_APP_ID and FATE_LLM_EXT_APP_TOKEN_FILE to what `flow client create-client` gave; see that "
-        "this computer's clock is right.",
+        "Set FATE_LLM_EXT_APP_ID and FATE_LLM_EXT_APP_TOKEN_FILE to what `flow client create-client` gave, have the "
+        "administrator `flow permission grant --app-id <id> -r client`, and see that this computer's clock is right.",
     ),
     "E806": ErrorKind(
         "The FATE Flow server {address} refuses {call}: code {number}, {message}.",

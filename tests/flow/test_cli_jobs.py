@@ -262,3 +262,28 @@ def test_two_roles_at_one_site(federation: Federation, tmp_path: Path) -> None:
     assert parties == {"guest_9999", "arbiter_9999"}
     assert "fedmkt_0 arbiter 9999: started" in done.stdout
     assert "arbiter 9999: done" in done.stdout or "E114" in done.stderr  # the server's own site file lacks that role
+
+
+def test_client_authentication(federation: Federation, tmp_path: Path) -> None:
+    arbiter = federation.site("10001")
+    conf = arbiter.folder / "flow/conf/service_conf.yaml"
+    before = conf.read_text()
+    settings = yaml.safe_load(before)
+    settings["authentication"]["client"] = True
+    account = {"FATE_LLM_EXT_APP_ID": "admin", "FATE_LLM_EXT_APP_TOKEN_FILE": str(tmp_path / "token")}
+    try:
+        arbiter.script("server", "stop")
+        conf.write_text(yaml.safe_dump(settings))
+        arbiter.script("server", "start")
+        assert "E805" in arbiter.cli("status").stderr
+        (tmp_path / "token").write_text("wrong")
+        assert "E805" in arbiter.cli("status", **account).stderr
+        (tmp_path / "token").write_text("fate_flow_admin\n")  # FATE Flow's own, unless its settings.py is changed
+        done = arbiter.cli("status", **account)
+        assert done.returncode == 0, done.stderr
+        assert "E809" in arbiter.cli("status", "nothing", **account).stderr
+    finally:
+        conf.write_text(before)
+        arbiter.script("server", "stop")
+        assert arbiter.script("server", "start").returncode == 0
+    assert arbiter.cli("status").returncode == 0
