@@ -9,7 +9,7 @@ from fate_llm_ext.errors import ExtensionError, Problem
 from fate_llm_ext.flow.provider import PROVIDER
 from fate_llm_ext.flow.server import FlowServer
 from fate_llm_ext.pipelines import catalog
-from fate_llm_ext.pipelines.job import Dag, Party
+from fate_llm_ext.pipelines.job import Dag, Party, Task
 
 _CONF = "conf.task.provider"
 
@@ -39,17 +39,36 @@ def problems_at(server: FlowServer, dag: Dag, own: Tuple[Party, ...]) -> List[Pr
 
 
 def prepared(dag: Dag) -> Dict[str, Any]:
-    """The job as it is submitted, with two settings where it says nothing about them.
+    """The job as it is submitted, with three settings where it says nothing about them.
 
-    The provider is this package's: a server's own default is FATE's, which has no component of this package. And the
-    scheduler asks the sites how their tasks stand (`poll`): a report to a scheduler that is away is not repeated.
+    The provider is this package's: a server's own default is FATE's, which has no component of this package. The
+    scheduler asks the sites how their tasks stand (`poll`): a report to a scheduler that is away is not repeated. A
+    table that names no parties is for those that read it: FATE Flow would look for it at all sites.
     """
     raw = copy.deepcopy(dag.raw)
     conf = raw["dag"].get("conf") or {}
     task = conf.get("task") or {}
     conf = {**conf, "task": {**task, "provider": task.get("provider") or PROVIDER}}
     raw["dag"]["conf"] = {**conf, "sync_type": conf.get("sync_type") or "poll"}
+    for name, given in dag.tasks.items():
+        inputs = _mapping(_mapping(raw["dag"]["tasks"][name].get("inputs")).get("data"))
+        for key, source in inputs.items():
+            tables = _mapping(source).get("data_warehouse") or []
+            for table in tables if isinstance(tables, list) else [tables]:
+                if not table.get("parties"):
+                    table["parties"] = _readers(dag, given, key)
     return raw
+
+
+def _readers(dag: Dag, task: Task, name: str) -> List[Dict[str, Any]]:
+    """The parties that take an input, as a job file lists them."""
+    whole = catalog.component(task.component)
+    part = catalog.stage_of(whole, task.stage)
+    readers: Dict[str, List[str]] = {}
+    for party in catalog.parties_of(task, dag.parties, whole):
+        if name in catalog.artifacts(part, "data", "inputs", task.stage, party.role):
+            readers.setdefault(party.role, []).append(party.id)
+    return [{"role": role, "party_id": ids} for role, ids in readers.items()]
 
 
 def _providers(dag: Dag) -> Iterator[Tuple[str, str]]:

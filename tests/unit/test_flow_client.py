@@ -603,6 +603,15 @@ def test_the_job_is_submitted_with_our_provider_and_otherwise_as_it_is() -> None
     assert prepared(chosen)["dag"]["conf"] == chosen.raw["dag"]["conf"]
 
 
+def test_a_table_without_parties_is_for_those_that_read_it() -> None:
+    job = load_dag(CONF / "dag.yaml")
+    tables = job.raw["dag"]["tasks"]["fedmkt_0"]["inputs"]["data"]["train_data"]["data_warehouse"]
+    listed = tables[0].pop("parties")
+    made = prepared(job)["dag"]["tasks"]["fedmkt_0"]["inputs"]["data"]["train_data"]["data_warehouse"]
+    assert made[0].pop("parties") == listed, "the arbiter has no such input"
+    assert made == tables
+
+
 def test_between_sites_only_the_own_names_are_looked_up(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "site.yaml").write_text("models: {slm: m}\n")
