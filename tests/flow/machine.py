@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import random
 import socket
+from contextlib import suppress
 from pathlib import Path
-from typing import Iterator
+from typing import Iterable, Iterator
 
 import psutil
 
 MARK = "FATE_SITE_FOLDER"  # deploy/lib.sh: in the environment of all that a site runs
 PACKAGES = ("rabbitmq-server", "nginx-light", "lsof", "curl")
-TENS, SITES = 7, 3  # deploy/federation.sh: of each ten ports from BASE_PORT on, one for each site
+TENS, SITES = 8, 3  # deploy/federation.sh: of each ten ports from BASE_PORT on, one for each site
 
 
 def missing_packages() -> list[str]:
@@ -86,4 +87,14 @@ def touching(folder: Path) -> list[psutil.Process]:
             continue
         if process.pid in known or words or any(link.startswith(f"{folder}/") for link in links):
             found.append(process)
+    return found
+
+
+def kill(processes: Iterable[psutil.Process]) -> list[str]:
+    """Kill them; what each was, of those that had not ended meanwhile."""
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            found.append(f"process {process.pid}: {' '.join(process.cmdline())[:200]}")
+            process.kill()
     return found

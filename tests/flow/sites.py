@@ -18,7 +18,7 @@ from typing import Any, Iterable, Mapping
 import psutil
 import requests
 import yaml
-from machine import MARK, free_base, marked, port_is_free, touching
+from machine import MARK, free_base, kill, marked, port_is_free, touching
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = REPOSITORY / "deploy"
@@ -228,9 +228,7 @@ class Federation:
         """Stop everything; what was left behind in spite of it (and is ended now)."""
         done = script("down", self.folder)
         left = [f"federation.sh down:\n{done.stdout}{done.stderr}"] if done.returncode else []
-        for process in touching(self.folder):
-            left.append(f"process {process.pid}: {' '.join(process.cmdline())[:200]}")
-            process.kill()
+        left += kill(touching(self.folder))
         return [*left, *(f"port {port} is open" for port in self.open_ports())]
 
     def ports(self) -> list[int]:

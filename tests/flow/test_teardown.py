@@ -8,13 +8,15 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Iterator
 
 import psutil
 import pytest
 import requests
-from sites import ENVIRONMENT, SCRIPTS, Federation, free_base, marked, script, touching
+from machine import free_base, kill, marked, touching
+from sites import ENVIRONMENT, SCRIPTS, Federation, script
 
 PARTIES = "9999 10000"
 
@@ -36,8 +38,8 @@ def pair(packages: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
 
 
 def _running(sites: Federation, except_port: int = 0) -> list[str]:
-    found = [f"{process.pid} {' '.join(process.cmdline())[:120]}" for process in touching(sites.folder)]
-    return [*found, *(f"port {port}" for port in sites.open_ports() if port != except_port)]
+    """Processes (killed now) and open ports of the sites."""
+    return [*kill(touching(sites.folder)), *(f"port {port}" for port in sites.open_ports() if port != except_port)]
 
 
 def test_up_starts_all_or_nothing(pair: Federation) -> None:
@@ -58,14 +60,13 @@ def test_down_after_kill(pair: Federation) -> None:
     before = {process.pid for process in marked(pair.folder)}
     assert script("up", pair.folder, PARTIES=PARTIES).returncode == 0, "a second up finds all of it running"
     assert {process.pid for process in marked(pair.folder)} >= before - _short_lived(before)
-    _large_request(first.settings["PROXY_PORT"])
+    _gateway(first.settings["PROXY_PORT"])
 
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env=ENVIRONMENT)
     try:
         for path in ("flow.pid", "proxy/nginx.pid", "broker/pid"):  # of the first site the heads alone
             os.kill(int((first.folder / path).read_text()), signal.SIGKILL)
-        for process in touching(second.folder):  # of the second all at once
-            process.kill()
+        kill(touching(second.folder))  # of the second all at once
         # After a restart of the machine a pid file may name somebody else.
         (first.folder / "flow.pid").write_text(str(stranger.pid))
         time.sleep(0.5)
@@ -85,13 +86,14 @@ def _short_lived(pids: set[int]) -> set[int]:
     return {pid for pid in pids if not psutil.pid_exists(pid)}
 
 
-def _large_request(gateway: str) -> None:
-    """A body that nginx does not hold in memory; its workers may not write into this folder."""
-    body = {"dag_schema": {"kind": "none", "ballast": "x" * 300_000}}
-    headers = {"dest-party-id": "9999"}
-    answer = requests.post(f"http://127.0.0.1:{gateway}/v2/partner/job/create", json=body, headers=headers, timeout=30)
+def _gateway(port: str) -> None:
+    """Partners' requests pass, also a body that nginx does not hold in memory: its workers may not write here."""
+    address, headers = f"http://127.0.0.1:{port}/v2", {"dest-party-id": "9999"}
+    body = {"dag": {"kind": "none", "ballast": "x" * 300_000}}
+    answer = requests.post(f"{address}/partner/job/create", json=body, headers=headers, timeout=30)
     assert answer.status_code == 200, answer.text[:300]
     assert answer.json()["code"] != 0  # FATE Flow has read it
+    assert requests.get(f"{address}/job/query", headers=headers, timeout=30).status_code == 403
 
 
 def test_down_after_interrupted_up(pair: Federation) -> None:
@@ -110,10 +112,15 @@ def test_down_after_interrupted_up(pair: Federation) -> None:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert all(one.is_running() for one in started)
+    assert any(one.is_running() for one in started), "brokers outlive the script"
     assert script("down", pair.folder).returncode == 0
     assert _running(pair) == []
 
 
 def _brokers(folder: Path) -> list[psutil.Process]:
-    return [process for process in marked(folder) if process.name() in ("beam.smp", "rabbitmq-server")]
+    found = []
+    for process in marked(folder):
+        with suppress(psutil.NoSuchProcess):
+            if process.name() in ("beam.smp", "rabbitmq-server"):
+                found.append(process)
+    return found
