@@ -67,7 +67,7 @@ packages: ## what sites of FATE Flow need of Debian: RabbitMQ, nginx (root or su
 	@deploy/packages.sh
 
 test-flow: venv packages ## jobs between three servers of FATE Flow on this machine
-	$(PY) -m pytest -q tests/flow --durations=10
+	$(PY) -m pytest -q tests/flow -m "not slow" --durations=10
 
 lint: venv ## ruff, formatting, mypy
 	$(PY) -m ruff check .
