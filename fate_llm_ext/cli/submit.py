@@ -47,6 +47,7 @@ def submit(
     With --wait the exit code is 0, 1 after a failure, 130 after Ctrl-C, which stops the job at all sites (not with
     --detach), 143 after TERM, which leaves it running.
     """
+    from fate_llm_ext.errors import ExtensionError
     from fate_llm_ext.flow.server import FlowServer
     from fate_llm_ext.flow.submission import prepared
     from fate_llm_ext.pipelines.dag import load_dag
@@ -59,7 +60,12 @@ def submit(
             click.echo(str(problem), err=True)
         click.echo(f"{len(problems)} problem(s) in {dag}; nothing was submitted", err=True)
         context.exit(1)
-    job_id = flow.submit(prepared(job))
+    try:
+        job_id = flow.submit(prepared(job))
+    except ExtensionError as error:
+        if error.code == "E801":
+            click.echo("Whether the job was submitted is not known: `fate-llm-ext status` lists it then.", err=True)
+        raise
     if not wait:
         click.echo(job_id)
         click.echo(f"submitted; next: fate-llm-ext status {job_id} --wait", err=True)

@@ -92,6 +92,7 @@ def _show(server: FlowServer, state: JobState, out: Path, error: Optional[Extens
         click.echo(f"Report: {report}", err=True)
         return 1
     show_runs([directory], directory / "report.html")
+    click.echo(f"Run: {directory}")
     return 0
 
 
