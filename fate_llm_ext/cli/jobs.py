@@ -96,17 +96,17 @@ def logs(job: str, task: Optional[str], role: Optional[str], follow: bool, error
 @click.command()
 @click.argument("job")
 @server_option
-@click.pass_context
-def stop(context: click.Context, job: str, server: Optional[str]) -> None:
+def stop(job: str, server: Optional[str]) -> None:
     """End JOB at all its sites."""
     from fate_llm_ext.errors import ExtensionError
+    from fate_llm_ext.flow import ending
     from fate_llm_ext.flow.server import FlowServer
 
     flow = FlowServer(server)
     state = flow.job(job)
-    if state.ended:
+    if ending.is_over(flow, job):
         raise ExtensionError("E818", job=job, status=state.status, asked="stopped", advice="Nothing is left to do.")
-    flow.stop(job)
+    ending.stop(flow, job)
     click.echo(f"job {job} was stopped at all sites")
 
 
@@ -128,15 +128,18 @@ def rerun(
 ) -> None:
     """Start those tasks of JOB again that have not ended well; they go on where they can."""
     from fate_llm_ext.errors import ExtensionError
+    from fate_llm_ext.flow import ending
     from fate_llm_ext.flow.server import GOOD, FlowServer
 
     flow = FlowServer(server)
     state = flow.job(job)
-    if not state.ended or state.status in GOOD:
-        advice = (
-            "Submit the job file anew." if state.ended else f"`fate-llm-ext stop {job}` first, or wait for its end."
-        )
-        raise ExtensionError("E818", job=job, status=state.status, asked="started again", advice=advice)
+    if state.status in GOOD:
+        facts = {"status": state.status, "asked": "started again"}
+        raise ExtensionError("E818", job=job, **facts, advice="Submit the job file anew.")
+    if not ending.is_over(flow, job):
+        advice = f"`fate-llm-ext stop {job}` first, or wait for its end."
+        status = state.status + (", and a task runs on" if state.ended else "")
+        raise ExtensionError("E818", job=job, status=status, asked="started again", advice=advice)
     flow.rerun(job)
     deadline = time.monotonic() + _RESTART_SECONDS
     while flow.job(job).ended and time.monotonic() < deadline:  # the server does it at its next turn

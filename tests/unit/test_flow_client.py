@@ -16,7 +16,7 @@ from flow_server import JOB, PREFIX, Handler, archive, data, event, job_row, log
 
 from fate_llm_ext.cli.board import LiveBoard, PlainBoard
 from fate_llm_ext.errors import ExtensionError
-from fate_llm_ext.flow import connection, failure, follow
+from fate_llm_ext.flow import connection, ending, failure, follow
 from fate_llm_ext.flow.archive import unpack
 from fate_llm_ext.flow.connection import find_account
 from fate_llm_ext.flow.fetch import fetch
@@ -407,6 +407,31 @@ def test_elsewhere_names_whom_to_ask() -> None:
         error = explained([task_row("canceled", error_report="E310 stopped")], job=status)
         assert error is not None
         assert error.code == "E814"
+
+
+# --- stopping -------------------------------------------------------------------------------------------
+
+
+def test_stop_is_asked_again_while_a_task_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "SECONDS_EACH", 0.1)
+    monkeypatch.setattr(ending, "_POLL_SECONDS", 0.02)
+    posts: list[str] = []
+
+    def tasks(*_: Any) -> Any:
+        return data([task_row("running" if len(posts) < 3 else "canceled")])
+
+    def stop(_handler: Handler, arguments: dict[str, Any]) -> Any:
+        posts.append(arguments["job_id"])
+        return data(None)
+
+    with running(job__query=data([job_row("canceled")]), job__task__query=tasks, job__stop=stop) as server:
+        flow = FlowServer(server.address)
+        assert not ending.is_over(flow, JOB)
+        ending.stop(flow, JOB)
+        assert posts == [JOB] * 3
+        server.answers["/job/task/query"] = data([task_row("running")])
+        assert "Repeat" in refused("E818", ending.stop, flow, JOB)
+        assert len(posts) == 3 + ending.REQUESTS
 
 
 # --- fetching -------------------------------------------------------------------------------------------
