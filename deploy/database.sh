@@ -27,11 +27,12 @@ start)
     command -v "$server" mariadb mariadb-install-db >/dev/null || fail "MariaDB is not installed." "apt-get install mariadb-server, then repeat."
     "$0" stop "$SITE"
     free_port database "$MYSQL_PORT"
-    mkdir -p "$home"
+    mkdir -p "$home/tmp"
+    export TMPDIR=$home/tmp # each MariaDB removes what it takes for its own earlier files in there
     if [ ! -d "$home/data/mysql" ]; then
         rm -rf "$home/data" "$home/new"
         mariadb-install-db --no-defaults --datadir="$home/new" --user="$(id -un)" --skip-test-db >"$log" 2>&1 ||
-            fail "MariaDB could not make its folder: $(last_words "$log")" "read $log."
+            fail "MariaDB could not make its folder: $(grep -m 1 ERROR "$log" || last_words "$log")" "read $log."
         mv "$home/new" "$home/data"
     fi
     (umask 077 && cat >"$home/init.sql") <<END

@@ -172,6 +172,6 @@ free_port() { # free_port WHAT PORT: fail if it is taken
     ! open_port "$LISTEN" "$2" || fail "port $2 of $LISTEN ($1) is taken." "stop what listens there (ss -ltnp), or choose another port in $SITE/site.env."
 }
 
-value_of() { # value_of KEY: the first "KEY":"VALUE" of the JSON on standard input
-    grep -o "\"$1\":\"[^\"]*\"" | head -n 1 | cut -d '"' -f 4
+value_of() { # value_of KEY: the first "KEY":"VALUE" of the JSON on standard input, or nothing
+    sed -n "s/\"$1\":\"\([^\"]*\)\".*/\n\1/; s/.*\n//p" | head -n 1
 }
