@@ -1,4 +1,7 @@
-"""What breaks between three sites: every job ends, every site learns why, nothing of it is left."""
+"""What breaks between three sites: every job ends, every site learns why, nothing of it is left.
+
+What is no more than another party or another way of the same fault is marked ``slow``: ``make test-flow`` leaves it out.
+"""
 
 from __future__ import annotations
 
@@ -58,10 +61,10 @@ def named(job: Job, party: str, *words: str) -> None:
     ("party", "kinds"),
     [
         ("9999", ["execute"]),
-        ("10000", ["execute"]),
-        ("10001", ["execute"]),
         ("10000", ["entrypoint"]),
         ("10001", ["entrypoint", "execute"]),
+        pytest.param("10000", ["execute"], marks=pytest.mark.slow),
+        pytest.param("10001", ["execute"], marks=pytest.mark.slow),
     ],
 )
 def test_a_worker_is_killed(federation: Federation, party: str, kinds: list[str]) -> None:
@@ -117,6 +120,7 @@ def test_the_arbiters_site_is_gone_for_good(federation: Federation) -> None:
     job.nothing_runs(at=("9999", "10000"))
 
 
+@pytest.mark.slow
 def test_the_schedulers_site_is_gone_and_comes_back(federation: Federation) -> None:
     """Nobody but the scheduler ends a job in FATE Flow; the others' workers end by themselves and say why."""
     job = Job(federation, site_check())
@@ -139,7 +143,9 @@ def test_the_schedulers_site_is_gone_and_comes_back(federation: Federation) -> N
 # --- a service restarts -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("party", EVERYWHERE)
+@pytest.mark.parametrize(
+    "party", [pytest.param("9999", marks=pytest.mark.slow), pytest.param("10000", marks=pytest.mark.slow), "10001"]
+)
 def test_a_server_is_killed_and_comes_back(federation: Federation, party: str) -> None:
     job = Job(federation, site_check(200))
     job.wait_for_log("10001", EXCHANGING)
@@ -172,6 +178,7 @@ def test_a_server_is_away_while_others_finish_and_there_are_metrics(federation: 
     assert kept == logged
 
 
+@pytest.mark.slow
 def test_the_gateway_restarts(federation: Federation) -> None:
     job = Job(federation, site_check(200))
     job.wait_for_log("10001", EXCHANGING)
@@ -180,7 +187,7 @@ def test_the_gateway_restarts(federation: Federation) -> None:
     job.wait(180, status="success")
 
 
-@pytest.mark.parametrize("party", ["10000", "10001"])
+@pytest.mark.parametrize("party", ["10000", pytest.param("10001", marks=pytest.mark.slow)])
 def test_a_broker_restarts(federation: Federation, party: str) -> None:
     """Messages in a broker are lost with it; if none was, the job goes on, else it ends with an error that says so."""
     job = Job(federation, site_check(200, silence_seconds=60))
@@ -193,6 +200,7 @@ def test_a_broker_restarts(federation: Federation, party: str) -> None:
     job.nothing_runs()
 
 
+@pytest.mark.slow
 def test_a_message_that_a_broker_lost(federation: Federation) -> None:
     """What waits for the arbiter's broker is deleted: the later messages arrive, and the error says what is missing."""
     job = Job(federation, site_check(silence_seconds=45))
@@ -205,6 +213,7 @@ def test_a_message_that_a_broker_lost(federation: Federation) -> None:
     named(job, "9999", "Messages from host 10000 are lost")
 
 
+@pytest.mark.slow
 def test_a_broker_is_gone(federation: Federation) -> None:
     job = Job(federation, site_check())
     job.wait_for_log("10001", EXCHANGING)
@@ -269,6 +278,7 @@ def test_a_table_without_the_columns(federation: Federation, tmp_path: Path) -> 
         assert not [word for word in ("Qzxv77321", "Wvuq99812") if word in job.report(party) + job.log(party)]
 
 
+@pytest.mark.slow
 def test_a_table_whose_files_are_gone(federation: Federation, tmp_path: Path) -> None:
     federation.site("10000").tables(gone=tmp_path / "Qzxv77321")
     job = Job(federation, wrong_table(fedmkt(), "gone"))
@@ -312,6 +322,7 @@ def federation_file(federation: Federation, content: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_an_unknown_component(federation: Federation) -> None:
     content = site_check(5)
     task_of(content)["component_ref"] = "site_chek"
@@ -326,6 +337,7 @@ def test_an_unknown_component(federation: Federation) -> None:
 # --- many jobs --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_many_short_jobs_leave_nothing(federation: Federation) -> None:
     jobs = []
     for _ in range(4):
