@@ -1,6 +1,6 @@
 """What breaks between three sites: every job ends, every site learns why, nothing of it is left.
 
-What is no more than another party or another way of the same fault is marked ``slow``: ``make test-flow`` leaves it out.
+Marked ``slow``, which ``make test-flow`` leaves out, is what differs from another test in the party or the way only.
 """
 
 from __future__ import annotations
