@@ -5,6 +5,7 @@ Marked ``slow``, which ``make test-flow`` leaves out, is what differs from anoth
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +27,9 @@ from faults import (
 )
 from sites import ROLES, Federation
 
-SOON = 15.0  # seconds until a killed party's job has ended everywhere
+SOON = 15.0  # seconds until a killed party's job has ended everywhere, on a machine that is not overloaded
 EXCHANGING = "round trips"
-TRAINING = '"phase": "private training"'
+TRAINING = 'training"}'  # the phase, of FedMKT or of one of its baselines
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +39,11 @@ def _as_before(federation: Federation) -> Iterator[None]:
     for party in EVERYWHERE:
         done = federation.site(party).script("site", "start")
         assert done.returncode == 0, done.stderr
+
+
+def soon() -> float:
+    """:data:`SOON` where there is a core for each process that wants one, else in proportion."""
+    return SOON * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def clean(*jobs: Job) -> None:
@@ -72,7 +78,7 @@ def test_a_worker_is_killed(federation: Federation, party: str, kinds: list[str]
     job = Job(federation, site_check())
     job.wait_for_log("10001", EXCHANGING)
     job.kill(party, *kinds)
-    assert job.wait(60, status="failed") < SOON
+    assert job.wait(60, status="failed") < soon()
     for other in EVERYWHERE:
         named(job, other, "E309", f"The process of {ROLES[party]} {party} was killed")
     job.nothing_runs()
@@ -83,7 +89,7 @@ def test_a_worker_is_killed_while_all_train(federation: Federation) -> None:
     job = Job(federation, fedmkt(rounds=1000))
     job.wait_for_log("10000", TRAINING, 180)
     job.kill("9999", "execute")
-    assert job.wait(60, status="failed") < SOON
+    assert job.wait(60, status="failed") < soon()
     for other in EVERYWHERE:
         named(job, other, "E309", "The process of guest 9999 was killed")
     job.nothing_runs()
@@ -95,9 +101,9 @@ def test_a_job_that_is_stopped(federation: Federation) -> None:
     job.wait_for_log("10001", EXCHANGING)
     began = time.monotonic()
     assert job.command("stop")["code"] == 0
-    job.nothing_runs(SOON)
-    job.wait(SOON)
-    assert time.monotonic() - began < SOON
+    job.nothing_runs(soon())
+    job.wait(soon())
+    assert time.monotonic() - began < soon()
     assert job.status("9999") == "canceled"
     for party in EVERYWHERE:
         named(job, party, "E310")
@@ -111,7 +117,7 @@ def test_the_arbiters_site_is_gone_for_good(federation: Federation) -> None:
     job = Job(federation, site_check())
     job.wait_for_log("10001", EXCHANGING)
     kill_site(federation.site("10001"))
-    assert job.wait(120, at=("9999", "10000"), status="failed") < 2 * SILENCE + SOON
+    assert job.wait(120, at=("9999", "10000"), status="failed") < 2 * SILENCE + soon()
     # Who loses patience first fails, and FATE Flow ends the other one, which has heard nothing either.
     for party in ("9999", "10000"):
         named(job, party, "from arbiter 10001 for")
@@ -127,7 +133,9 @@ def test_the_schedulers_site_is_gone_and_comes_back(federation: Federation) -> N
     job.wait_for_log("10001", EXCHANGING)
     kill_site(federation.site("9999"))
     living = ("10000", "10001")
-    wait_for(lambda: all(job.task(party).status == "failed" for party in living), 2 * SILENCE + SOON, lambda: f"{job}")
+    wait_for(
+        lambda: all(job.task(party).status == "failed" for party in living), 2 * SILENCE + soon(), lambda: f"{job}"
+    )
     for party in living:
         named(job, party, "No sign of life from guest 9999")
         assert job.status(party) == "running", "as FATE Flow sees it"
@@ -160,7 +168,7 @@ def test_a_server_is_killed_and_comes_back(federation: Federation, party: str) -
 def test_a_server_is_away_while_others_finish_and_there_are_metrics(federation: Federation) -> None:
     """What FATE's reporters post once is not lost, at the scheduler's site either."""
     job = Job(federation, fedmkt(rounds=1))
-    job.wait_for_log("9999", TRAINING, 180)
+    job.wait_for_log("9999", "private " + TRAINING, 180)
     kill_server(federation.site("9999"))
     wait_for(
         lambda: job.task("10000").status == "success" or '"type": "done"' in job.log("9999"), 240, lambda: f"{job}"
@@ -218,7 +226,7 @@ def test_a_broker_is_gone(federation: Federation) -> None:
     job = Job(federation, site_check())
     job.wait_for_log("10001", EXCHANGING)
     assert federation.site("10000").script("broker", "stop").returncode == 0
-    assert job.wait(120, status="failed") < 2 * SILENCE + SOON + 10
+    assert job.wait(120, status="failed") < 2 * SILENCE + soon() + 10
     named(job, "10000", "E865")
     named(job, "10001", "No sign of life from host 10000")
     job.nothing_runs()
