@@ -187,6 +187,10 @@ CATALOGUE: dict[str, ErrorKind] = {
         "The job gives parameters that the component does not have: {names}.",
         "Run `fate-llm-ext check` on the job file; known are: {known}.",
     ),
+    "E313": ErrorKind(
+        "This site's FATE Flow does not say which table the folder {folder!r} is: {reason}.",
+        "Give the job its tables by namespace and name, or through FATE's reader.",
+    ),
     "E320": ErrorKind(
         "A peer's vocabulary is malformed: {problem}.",
         "run the same version of fate_llm_ext on every party.",

@@ -8,8 +8,10 @@ before it declares the task failed, so that the other parties hear the reason be
 Standard library only, and a process of its own session and of nobody, so that what kills the worker spares it.
 """
 
+import http.client
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +26,7 @@ FAREWELL_SECONDS = 20.0
 SETTLE_SECONDS = 0.5  # FATE Flow kills first and writes down that it did so afterwards
 HEARD_SECONDS = 1.0  # until the other sites' reports are written
 STOPPED_SECONDS = 8.0  # where the scheduler is not, a job that was stopped has failed at first
+UNREACHABLE = (OSError, http.client.HTTPException, ValueError)  # no answer, half an answer, none of FATE Flow
 ENDED = ("canceled", "failed", "timeout", "success")
 
 
@@ -37,12 +40,13 @@ def main() -> None:
     if state.get("silent"):
         doing += f"; nothing was heard from {state['silent']} for {time.time() - state['since']:.0f} s"
     status = _status(state)
-    by_flow = status in ENDED
+    # Without an answer: FATE Flow kills a worker with its parent, which otherwise waits until this process ends.
+    by_flow = status in ENDED if status else not _lives(state["parent"])
     kind = "killed" if not by_flow else "stopped" if _job(state) == "canceled" else "ended"
     text = str(state[kind]).replace("{doing}", doing)
     if not state.get("reported"):
         _quietly(report, state["server"], state["execution"], text, REPORT_SECONDS)
-    _write_outcome(state["final"], text)
+    _quietly(_write_outcome, state["final"], text)
     if not by_flow and state.get("channel") and not state.get("reported"):
         _farewell(state, text)
         time.sleep(HEARD_SECONDS)
@@ -54,7 +58,7 @@ def report(server: str, execution: str, text: str, timeout: float) -> None:
     """Set the error report of a running task.
 
     Raises:
-        OSError: if the server cannot be reached or refuses.
+        UNREACHABLE: if the server cannot be reached or refuses.
     """
     body = json.dumps({"execution_id": execution, "status": "running", "error": text}).encode()
     request = urllib.request.Request(f"{server}/worker/task/status", body, {"Content-Type": "application/json"})
@@ -66,8 +70,7 @@ def get(address: str, query: Dict[str, Any], timeout: float) -> Dict[str, Any]:
     """A JSON answer.
 
     Raises:
-        OSError: if the server cannot be reached or refuses.
-        ValueError: if the answer is no JSON.
+        UNREACHABLE: if the server cannot be reached, or the answer is no JSON.
     """
     with _direct().open(f"{address}?{urllib.parse.urlencode(query)}", timeout=timeout) as answer:
         found: Dict[str, Any] = json.loads(answer.read())
@@ -99,6 +102,14 @@ def _status(state: Dict[str, Any]) -> str:
     return str(found[0].get("party_status", "")) if found else ""
 
 
+def _lives(pid: int) -> bool:
+    """Whether a process is there and not dead already."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
+    except (OSError, IndexError):
+        return False
+
+
 def _was_stopped(state: Dict[str, Any]) -> bool:
     """Whether the job that failed here at first turns out to have been stopped."""
     deadline = time.monotonic() + STOPPED_SECONDS
@@ -118,7 +129,7 @@ def _job(state: Dict[str, Any]) -> str:
 def _ask(state: Dict[str, Any], what: str, query: Dict[str, Any]) -> List[Dict[str, Any]]:
     try:
         return get(f"{state['server']}/{what}", query, REPORT_SECONDS).get("data") or []
-    except (OSError, ValueError):
+    except UNREACHABLE:
         return []
 
 
@@ -144,11 +155,12 @@ def _farewell(state: Dict[str, Any], text: str) -> None:
 def _quietly(function: Any, *arguments: Any) -> None:
     try:
         function(*arguments)
-    except OSError as error:
-        sys.stderr.write(f"this site's FATE Flow takes no report: {error}\n")
+    except UNREACHABLE as error:
+        sys.stderr.write(f"{function.__name__}: {type(error).__name__} {error}\n")
 
 
 if __name__ == "__main__":
     if os.fork():
         os._exit(0)  # the worker waits for this one; the other one belongs to nobody
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # meant for the worker
     main()

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _REPORT_SECONDS = 5.0
+_RESTART_SECONDS = 60.0  # a server that is started anew is back within 30
 _SAME_SECONDS = 3.0
 
 
@@ -42,8 +43,8 @@ class Task:
     Attributes:
         execution: the party's id of this try; FATE Flow's key for reports.
         version: number of the try, from 0.
-        tables: input -> ``<namespace>/<name>`` of the table that this party reads there.
-        producers: (task, output) from which its other data inputs come, FATE's reader among them.
+        tables: ``<namespace>/<name>`` of the tables that this party reads.
+        producers: queries for the task outputs from which its other data inputs come, FATE's reader's too.
         given: the parameters as the job gives them, those that FATE drops included.
         server: the site's FATE Flow, with its version prefix.
         config: FATE's configuration of the task.
@@ -56,8 +57,8 @@ class Task:
     version: int
     role: str
     party_id: str
-    tables: Mapping[str, str]
-    producers: Tuple[Tuple[str, str], ...]
+    tables: Tuple[str, ...]
+    producers: Tuple[Mapping[str, str], ...]
     given: Mapping[str, Any]
     server: str
     config: Path
@@ -78,6 +79,7 @@ class _Worker:
     def start(self) -> None:
         """Start the process that speaks last words; it is nobody's child, so that what kills the worker spares it."""
         reader, self._pipe = os.pipe()
+        os.set_blocking(self._pipe, False)  # who does not read must not hold up the work
         script = [sys.executable, "-I", "-S", last_words.__file__]
         with suppress(OSError):
             subprocess.run(script, stdin=reader, stdout=subprocess.DEVNULL, start_new_session=True, check=False)
@@ -85,7 +87,7 @@ class _Worker:
         task = self.task
         facts = {"party": task.party, "job": task.job}
         self.note(
-            pid=os.getpid(),
+            parent=os.getppid(),
             python=sys.executable,
             server=task.server,
             execution=task.execution,
@@ -103,17 +105,15 @@ class _Worker:
         """Tell the process beside this one what it would have to know."""
         if self._pipe is None:
             return
-        try:
+        with suppress(OSError):  # it is gone, or does not read: then there are no last words
             os.write(self._pipe, json.dumps(state).encode() + b"\n")
-        except OSError:  # it is gone; then there are no last words
-            self._pipe = None
 
     def leave(self) -> None:
         """The process ends in its own way: nothing is left to be said about it."""
         self.note(left=True)
-        if self._pipe is not None:
-            os.close(self._pipe)
-            self._pipe = None
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            os.close(pipe)
 
 
 _worker: Optional[_Worker] = None
@@ -166,7 +166,7 @@ def report(reason: str) -> None:
     _worker.note(reported=True)
     try:
         last_words.report(_worker.task.server, _worker.task.execution, reason, _REPORT_SECONDS)
-    except OSError:
+    except last_words.UNREACHABLE:
         logger.warning("this site's FATE Flow takes no report", exc_info=True)
 
 
@@ -177,28 +177,35 @@ def note(**state: Any) -> None:
 
 
 def table(folder: str) -> Optional[str]:
-    """``<namespace>/<name>`` of the table in a folder, None if it is no table: FATE Flow hands over the folder only."""
+    """``<namespace>/<name>`` of the table in a folder: FATE Flow hands a component the folder only. None outside it.
+
+    Raises:
+        ExtensionError: E313 if this site's FATE Flow does not say: no job may choose what its table is called.
+    """
     if _worker is None:
         return None
-    for name in _worker.task.tables.values():
+    queries: List[Dict[str, Any]] = []
+    for name in _worker.task.tables:
         namespace, _, table_name = name.partition("/")
-        if any(_is_at(one, folder) for one in _ask("/table/query", {"namespace": namespace, "name": table_name})):
-            return name
+        queries.append({"namespace": namespace, "name": table_name})
     own = {"job_id": _worker.task.job, "role": _worker.task.role, "party_id": _worker.task.party_id}
-    for task, output in _worker.task.producers:
-        for one in _ask("/worker/data/tracking/query", {**own, "task_name": task, "output_key": output}):
-            if _is_at(one, folder) and one.get("name"):
-                return f"{one.get('namespace')}/{one['name']}"
-    return None
-
-
-def _ask(path: str, query: Dict[str, Any]) -> List[Mapping[str, Any]]:
-    """Tables as the site's FATE Flow describes them; none if it does not answer."""
-    assert _worker is not None
-    with suppress(OSError, ValueError):
-        data = last_words.get(_worker.task.server + path, query, _REPORT_SECONDS).get("data") or []
-        return data if isinstance(data, list) else [data]
-    return []
+    queries += [{**own, **producer} for producer in _worker.task.producers]
+    deadline = time.monotonic() + _RESTART_SECONDS
+    reason = "none of the job's inputs is there"
+    while True:
+        answered = True
+        for query in queries:
+            try:
+                found = last_words.get(f"{_worker.task.server}/worker/data/tracking/query", query, _REPORT_SECONDS)
+            except last_words.UNREACHABLE as error:
+                answered, reason = False, " ".join(f"{type(error).__name__} {error}".split())
+                continue
+            for one in found.get("data") or []:
+                if _is_at(one, folder) and one.get("namespace") and one.get("name"):
+                    return f"{one['namespace']}/{one['name']}"
+        if answered or time.monotonic() > deadline:
+            raise ExtensionError("E313", folder=Path(folder).name, reason=reason)
+        time.sleep(1.0)
 
 
 def _is_at(table: Mapping[str, Any], folder: str) -> bool:
@@ -237,26 +244,34 @@ def _argument(name: str) -> Optional[Path]:
     return None
 
 
-def _tables(raw: Mapping[str, Any]) -> Dict[str, str]:
+def _tables(raw: Mapping[str, Any]) -> Tuple[str, ...]:
     """The tables that this party reads; FATE Flow lists the inputs of all parties."""
-    given = {name: one for name, one in _channels(raw) if one.get("name") and one.get("namespace")}
-    return {name: f"{one['namespace']}/{one['name']}" for name, one in given.items()}
+    given = [one for one in _channels(raw) if one.get("name") and one.get("namespace")]
+    return tuple(f"{one['namespace']}/{one['name']}" for one in given)
 
 
-def _producers(raw: Mapping[str, Any]) -> Tuple[Tuple[str, str], ...]:
-    given = [one for _, one in _channels(raw) if one.get("producer_task") and one.get("output_artifact_key")]
-    return tuple((str(one["producer_task"]), str(one["output_artifact_key"])) for one in given)
+def _producers(raw: Mapping[str, Any]) -> Tuple[Mapping[str, str], ...]:
+    """What asks FATE Flow for outputs of other tasks that this party reads, of another job too."""
+    given = [one for one in _channels(raw) if one.get("producer_task") and one.get("output_artifact_key")]
+    return tuple(
+        {
+            "task_name": str(one["producer_task"]),
+            "output_key": str(one["output_artifact_key"]),
+            **({"job_id": str(one["job_id"])} if one.get("job_id") else {}),
+        }
+        for one in given
+    )
 
 
-def _channels(raw: Mapping[str, Any]) -> Iterator[Tuple[str, Mapping[str, Any]]]:
+def _channels(raw: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """This party's data inputs and where they come from."""
-    for name, given in ((raw.get("input_artifacts") or {}).get("data") or {}).items():
+    for given in ((raw.get("input_artifacts") or {}).get("data") or {}).values():
         for channel in given if isinstance(given, list) else [given]:
             parties = channel.get("parties")
             if not parties or any(
                 one["role"] == raw["role"] and str(raw["party_id"]) in map(str, one["party_id"]) for one in parties
             ):
-                yield name, channel
+                yield channel
 
 
 def _use_site(site: Site) -> None:

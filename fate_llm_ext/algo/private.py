@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from fate_llm_ext.privacy.accountants import Accountant
     from fate_llm_ext.privacy.ledger import Ledger
 
-_FLOW_FOLDER = "data_directory"  # FATE Flow puts each output into a folder of this name, below one of the output's
-
 
 @dataclass(frozen=True)
 class Planned:
@@ -47,17 +45,15 @@ def data_set(reader: Any, rows: Sequence[Mapping[str, Any]]) -> DataSet:
 
 
 def table_name(reader: Any) -> str:
-    """``<namespace>/<name>`` of a data input; of what another task wrote, the name of its folder."""
+    """``<namespace>/<name>`` of a data input; of what another task wrote, the name of its folder.
+
+    Raises:
+        ExtensionError: E313 as :func:`fate_llm_ext.worker.table`.
+    """
     metadata = reader.artifact.metadata
     folder = str(reader.get_directory())
-    if not metadata.name:
-        known = worker.table(folder)
-        if known is not None:
-            return known
-    place = Path(folder)
-    if place.name == _FLOW_FOLDER:
-        place = place.parent
-    return f"{metadata.namespace or 'unnamed'}/{metadata.name or place.name}"
+    known = None if metadata.name else worker.table(folder)
+    return known or f"{metadata.namespace or 'unnamed'}/{metadata.name or Path(folder).name}"
 
 
 def job_id(ctx: Any) -> str:

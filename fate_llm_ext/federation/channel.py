@@ -37,6 +37,8 @@ _DATA, _HEARTBEAT, _ABORT, _BYE = range(4)
 # FATE splits larger values into a table, at twice the bytes; two frames are cheaper.
 _PAYLOAD_BYTES = (1 << 20) - 8192
 _READ_AHEAD = 2
+_TEXT_LENGTH = 2_000  # of what a peer says about itself
+_PASSED_ON = re.compile(r"(?P<party>(?:guest|host|arbiter) \S+) stopped: (?P<reason>.*)")
 _POLL_SECONDS = 0.2
 _LINGER_SECONDS = 8.0
 _SILENT_HEARTBEATS = 3  # missed ones, before anything is said about it
@@ -58,6 +60,7 @@ class Peer:
     def __init__(self, name: str) -> None:
         self.name = name
         self.sent = 0
+        self.unsure = False  # whether its last frame went out
         self.received = 0
         self.inbox: queue.Queue[bytes] = queue.Queue(_READ_AHEAD)
         self.last_sign = time.monotonic()
@@ -100,6 +103,7 @@ class Channel:
         self._receive_name = "to_arbiter" if self.is_arbiter else "to_clients"
         self._last_heartbeat = -math.inf  # the first one always goes out: a party that hangs at once is named with it
         self._finished = False
+        self._aborted = False
         self._sending = threading.RLock()
         self.doing = "starting"
         self._silent = ""
@@ -132,6 +136,8 @@ class Channel:
         Raises:
             ExtensionError: E303 if a peer has aborted, so that a busy party stops within a step.
         """
+        if self._aborted:  # a reading thread has passed on what a peer said: this party stops, too
+            self._raise_if_aborted()
         if self._finished:
             return
         self.doing = doing
@@ -161,7 +167,7 @@ class Channel:
         with self._sending:
             if self._finished:
                 return
-            self._finished = True
+            self._finished = self._aborted = True
             self._broker.seconds = 0.0  # what failed may be the way to the others
             for peer in self.peers:
                 self._tell(peer, reason)
@@ -181,7 +187,9 @@ class Channel:
 
     def _tell(self, peer: Peer, reason: str) -> None:
         try:
-            self._put(peer, _ABORT, abort_frame(reason)[_FRAME.size :])
+            twice = peer.unsure  # the last frame may have gone out, or its number may be what the peer waits for
+            for _ in range(2 if twice else 1):
+                self._put(peer, _ABORT, abort_frame(reason)[_FRAME.size :])
         except Exception:  # the peer, or the way to it, may be what failed
             logger.warning("could not tell %s about the abort", peer.name, exc_info=True)
 
@@ -308,7 +316,7 @@ class Channel:
             if peer.abort_reason and self._tolerant and peer is not awaited:
                 self.leave_out(peer, peer.abort_reason)
             elif peer.abort_reason:
-                raise _stopped(peer)
+                raise self._stopped(peer)
 
     def _limit(self, peer: Peer) -> float:
         """Longest silence of a peer: before its first message it starts up, which may take minutes in one step."""
@@ -327,9 +335,16 @@ class Channel:
         """Under FATE Flow, report and pass on an abort at once: in two seconds all parties of the job are killed."""
         if worker.current() is None or self._tolerant or self._finished:
             return
-        error = _stopped(peer)
+        error = self._stopped(peer)
         worker.report(str(error))
         self.abort(f"{error.facts['party']} stopped: {error.facts['reason']}")
+
+    def _stopped(self, peer: Peer) -> ExtensionError:
+        """E303, of the party where the trouble began: the arbiter, and nobody else, passes on what it heard."""
+        told = None if self.is_arbiter else _PASSED_ON.match(peer.abort_reason)
+        return ExtensionError(
+            "E303", **(told.groupdict() if told else {"party": peer.name, "reason": peer.abort_reason})
+        )
 
     # -- frames ------------------------------------------------------------------------------------
 
@@ -338,8 +353,10 @@ class Channel:
         with self._sending:
             party = self._ctx.indexed_ctx(peer.sent).parties[rank]
             worker.note(sending={rank: peer.sent})
-            peer.sent += 1
+            peer.unsure = True
             party.put(self._send_name, _FRAME.pack(kind, more) + payload)
+            peer.unsure = False
+            peer.sent += 1
             worker.note(sent={rank: peer.sent})
 
     def _read(self, peer: Peer) -> None:
@@ -353,9 +370,9 @@ class Channel:
                 kind, more = _FRAME.unpack_from(frame)
                 payload = frame[_FRAME.size :]
                 if kind == _HEARTBEAT:
-                    peer.doing = payload.decode(errors="replace")
+                    peer.doing = _one_line(payload)
                 elif kind == _ABORT:
-                    peer.abort_reason = payload.decode(errors="replace") or "it gave no reason"
+                    peer.abort_reason = _one_line(payload) or "it gave no reason"
                     self._pass_on(peer)
                     return
                 elif kind == _BYE:
@@ -371,7 +388,7 @@ class Channel:
             peer.broken = f"{type(error).__name__}: {error}"
 
 
-def _stopped(peer: Peer) -> ExtensionError:
-    """E303, of the party where the trouble began: the arbiter passes on what it heard."""
-    told = re.match(r"(?P<party>(?:guest|host|arbiter) \S+) stopped: (?P<reason>.*)", peer.abort_reason, re.DOTALL)
-    return ExtensionError("E303", **(told.groupdict() if told else {"party": peer.name, "reason": peer.abort_reason}))
+def _one_line(text: bytes) -> str:
+    """What a peer says, as it may stand in reports, logs and terminals."""
+    words = " ".join(text.decode(errors="replace").split())
+    return "".join(letter if letter.isprintable() else "?" for letter in words[:_TEXT_LENGTH])

@@ -21,7 +21,7 @@ import pytest
 from fate_llm_ext.algo.session import federated_task, untold
 from fate_llm_ext.config import NetworkConfig
 from fate_llm_ext.errors import ExtensionError
-from fate_llm_ext.federation.channel import Channel
+from fate_llm_ext.federation.channel import Channel, Peer, _one_line
 from fate_llm_ext.federation.codec import WireMessage, array, encode
 
 GUEST, HOST, HOST2, ARBITER = ("guest", "9999"), ("host", "10000"), ("host", "10001"), ("arbiter", "9998")
@@ -691,9 +691,7 @@ def test_the_last_message_wins_over_the_goodbye_that_follows_it() -> None:
     channel = object.__new__(Channel)
     channel._network = NetworkConfig(silence_seconds=60, heartbeat_seconds=60)
     channel._finished, channel._last_heartbeat, channel.bytes_received = False, time.monotonic(), 0
-    channel._silent = ""
-    from fate_llm_ext.federation.channel import Peer
-
+    channel._silent, channel._aborted = "", False
     peer = Peer("guest 9999")
     channel.peers = [peer]
     look = channel._raise_if_lost
@@ -706,3 +704,32 @@ def test_the_last_message_wins_over_the_goodbye_that_follows_it() -> None:
 
     channel._raise_if_lost = late  # type: ignore[method-assign]
     assert channel.receive(peer, Numbers, 0).label == "last words"
+
+
+def test_a_busy_party_stops_though_a_reading_thread_has_passed_the_abort_on() -> None:
+    channel = object.__new__(Channel)
+    channel._finished = channel._aborted = True
+    channel._tolerant, channel.is_arbiter = False, True
+    peer = Peer("guest 9999")
+    peer.abort_reason = "E402 while training (see its own log)."
+    channel.peers = [peer]
+    with pytest.raises(ExtensionError) as caught:
+        channel.heartbeat("training, 3 of 80")
+    assert caught.value.code == "E303"
+
+
+@pytest.mark.parametrize(("is_arbiter", "blamed"), [(False, "guest 9999"), (True, "host 10000")])
+def test_only_the_arbiter_is_believed_about_others(is_arbiter: bool, blamed: str) -> None:
+    channel = object.__new__(Channel)
+    channel.is_arbiter = is_arbiter
+    peer = Peer("host 10000" if is_arbiter else "arbiter 9998")
+    peer.abort_reason = "guest 9999 stopped: for no reason"
+    assert channel._stopped(peer).facts["party"] == blamed
+
+
+def test_what_a_peer_says_is_one_printable_line_of_limited_length() -> None:
+    hostile = "E303 \x1b[2J\x1b]0;title\x07\nRuntimeError: forged\r\u202e" + "x" * 100_000
+    said = _one_line(hostile.encode() + b"\xff")
+    assert said.startswith("E303 ?[2J?]0;title? RuntimeError: forged ?xxx")
+    assert said.isprintable()
+    assert len(said) == 2_000

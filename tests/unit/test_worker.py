@@ -25,7 +25,7 @@ from fate_llm_ext import worker
 worker.enter(["rounds", "model"])
 task = worker.current()
 settings = os.environ["HF_HUB_OFFLINE"], os.environ["OMP_NUM_THREADS"]
-print(task.party, task.version, task.tables, *settings, flush=True)
+print(task.party, task.version, *task.tables, *settings, flush=True)
 if "table" in sys.argv:
     print(worker.table(sys.argv[-1]), flush=True)
 worker.note(doing="training")
@@ -142,7 +142,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 def test_a_worker_knows_its_task_and_uses_its_site(scene: Scene) -> None:
     code, out, err = scene.run()
     assert code == 0, err
-    assert out.split("\n")[0] == "guest 9999 1 {'train_data': 'llm/news'} 1 3"
+    assert out.split("\n")[0] == "guest 9999 1 llm/news 1 3"
     assert not scene.texts, "who ends in its own way needs nobody to speak"
     assert not scene.final.exists()
 
@@ -150,19 +150,43 @@ def test_a_worker_knows_its_task_and_uses_its_site(scene: Scene) -> None:
 @pytest.mark.parametrize(
     ("given", "asked"),
     [
-        ({"namespace": "llm", "name": "news"}, "/v2/table/query"),
-        ({"producer_task": "reader_0", "output_artifact_key": "output_data"}, "/v2/worker/data/tracking/query"),
+        ({"namespace": "llm", "name": "news"}, {"namespace": "llm", "name": "news"}),
+        (
+            {"producer_task": "reader_0", "output_artifact_key": "output_data"},
+            {"job_id": "J", "role": "guest", "party_id": "9999", "task_name": "reader_0", "output_key": "output_data"},
+        ),
+        (
+            {"job_id": "EARLIER", "producer_task": "reader_0", "output_artifact_key": "output_data"},
+            {
+                "job_id": "EARLIER",
+                "role": "guest",
+                "party_id": "9999",
+                "task_name": "reader_0",
+                "output_key": "output_data",
+            },
+        ),
     ],
 )
-def test_a_folder_has_the_name_of_its_table(scene: Scene, given: dict[str, str], asked: str, tmp_path: Path) -> None:
-    """Bound or read by FATE's reader: the ledger and the site's budgets know it by one name."""
+def test_a_folder_has_the_name_of_its_table(
+    scene: Scene, given: dict[str, str], asked: dict[str, str], tmp_path: Path
+) -> None:
+    """Bound, read by FATE's reader, or by that of an earlier job: ledger and budgets know it by one name."""
     scene.write(input_artifacts={"data": {"train_data": given}, "model": None})
     scene.server.table = f"file://{tmp_path}"
     code, out, err = scene.run("table", str(tmp_path))
     assert code == 0, err
     assert out.split("\n")[1] == "llm/news"
-    assert asked in {path for path, _ in scene.server.asked}
-    assert scene.run("table", str(tmp_path / "other"))[1].split("\n")[1] == "None"
+    assert ("/v2/worker/data/tracking/query", asked) in scene.server.asked
+    code, _, err = scene.run("table", str(tmp_path / "other"))
+    assert code == 1
+    assert "E313" in err, "no name is better than one that the site does not know"
+
+
+def test_a_job_cannot_hide_which_table_it_reads(scene: Scene, tmp_path: Path) -> None:
+    scene.write(input_artifacts={"data": {"train_data": {"dataset_id": "x"}}, "model": None})
+    code, _, err = scene.run("table", str(tmp_path))
+    assert code == 1
+    assert "E313" in err
 
 
 def test_the_first_reason_is_reported_and_no_later_one(scene: Scene) -> None:
