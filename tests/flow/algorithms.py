@@ -174,6 +174,9 @@ class AllAlgorithms:
             "fedcot_1": _predict("fedcot", "fedcot", "fedcot_0", _some(fedcot["parameters"], _FEDCOT)),
             "linked_0": linked,
         }
+        for task in tasks.values():
+            if "network" in task["parameters"]:
+                task["parameters"]["network"] = {"silence_seconds": 240.0, "heartbeat_seconds": 2.0}
         explain = {"explain": True, "decoding": {"max_new_tokens": 8}}
         own = {
             "fdkt_0": own_fdkt,
@@ -185,7 +188,7 @@ class AllAlgorithms:
         host = {"parties": [CLIENTS[1]], "tasks": {name: {"parameters": value} for name, value in own.items()}}
         content = {
             "dag": {
-                "conf": {"task": {"timeout": 1800}},
+                "conf": {"cores": 16, "task": {"timeout": 1800}},  # four tasks at once, as FATE Flow counts
                 "parties": EVERYONE,
                 "stage": "train",
                 "tasks": tasks,
