@@ -37,14 +37,18 @@ start)
     fi
     (umask 077 && cat >"$home/init.sql") <<END
 create database if not exists \`$MYSQL_NAME\` character set utf8mb4;
-create or replace user '$MYSQL_USER'@'%' identified by '$(secret mysql)';
-grant all on \`$MYSQL_NAME\`.* to '$MYSQL_USER'@'%';
+drop user if exists '$MYSQL_USER'@'%';
+$(for from in $(printf '%s\n' 127.0.0.1 "$LISTEN" | sort -u); do
+        echo "create or replace user '$MYSQL_USER'@'$from' identified by '$(secret mysql)';"
+        echo "grant all on \`$MYSQL_NAME\`.* to '$MYSQL_USER'@'$from';"
+    done)
 END
     # The socket's path is relative to the data: a path of the system may have 107 characters at most.
     setsid "$server" --no-defaults --datadir="$home/data" --user="$(id -un)" --socket=socket --pid-file="$pid_file" \
         --bind-address="$LISTEN" --port="$MYSQL_PORT" --init-file="$home/init.sql" --skip-name-resolve \
         --innodb-buffer-pool-size=64M --max-connections=300 >>"$log" 2>&1 </dev/null &
     wait_for "the database" 60 "$log" $! answers
+    rm -f "$home/init.sql"
     ;;
 stop) stop_pid "$pid_file" 20 ;;
 status)

@@ -31,6 +31,7 @@ load_site() { # load_site FOLDER: read FOLDER/site.env and see whether it makes 
         ;;
     *) fail "DATABASE of $SITE/site.env is $DATABASE." "sqlite or mysql." ;;
     esac
+    [ "${LISTEN:-}" != 0.0.0.0 ] || fail "LISTEN of $SITE/site.env is 0.0.0.0, no address to ask at." "LISTEN=127.0.0.1, and LISTEN_PARTNERS=0.0.0.0 for the partners' ports."
     for name in PARTY_ID LISTEN "${ports[@]}"; do
         [ -n "${!name:-}" ] || fail "$SITE/site.env does not set $name." "$example"
     done

@@ -17,7 +17,8 @@ configure() {
         routes+="        $party $host:$port;"$'\n'
     done < <(partners)
     mkdir -p "$home"
-    fill nginx.conf "$home/nginx.conf" HOME="$home" LISTEN="$(addresses | sed "s/.*/        listen &:$PROXY_PORT;/")" ROUTES="$routes"
+    fill nginx.conf "$home/nginx.conf" HOME="$home" LISTEN="$(addresses | sed "s/.*/        listen &:$PROXY_PORT;/")" ROUTES="$routes" \
+        PARTY_ID="$PARTY_ID" OWN="$(printf '%s\n' 127.0.0.1 "$LISTEN" | sort -u | sed 's/.*/        & 0;/')"$'\n'
 }
 
 answer() { # answer PARTY: what its FATE Flow says of itself, through this gateway and the party's

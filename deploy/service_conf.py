@@ -24,21 +24,20 @@ def main(conf: Path, partners: Path) -> None:
         "grpc_port": int(env["FLOW_GRPC_PORT"]),
         "proxy_name": "nginx",
     }
-    # Tables of FATE's own components in files, messages over RabbitMQ.
-    settings["default_engines"] = {"computing": "standalone", "federation": "rabbitmq", "storage": "standalone"}
-    settings["default_provider"] = {"name": "fate", "version": env["PROVIDER_VERSION"], "device": "local"}
-    settings["federation"] = {
-        "nginx": {"host": env["LISTEN"], "http_port": int(env["PROXY_PORT"]), "protocol": "http"},
-        "rabbitmq": {
-            "host": env["LISTEN"],
-            "port": int(env["BROKER_PORT"]),
-            "mng_port": int(env["BROKER_MANAGEMENT_PORT"]),
-            "user": "fate",
-            "password": env["SECRET_BROKER"],
-            # Each site has a broker, and queues are replicated between them.
-            "mode": "replication",
-        },
-    }
+    mark = conf / ".site"  # what is set below stands; later only addresses and the password follow site.env
+    if not mark.exists():
+        # Tables of FATE's own components in files, messages over RabbitMQ.
+        settings["default_engines"] = {"computing": "standalone", "federation": "rabbitmq", "storage": "standalone"}
+        settings["default_provider"] = {"name": "fate", "version": env["PROVIDER_VERSION"], "device": "local"}
+        # Each site has a broker, and queues are replicated between them.
+        settings["federation"] = {"nginx": {"protocol": "http"}, "rabbitmq": {"user": "fate", "mode": "replication"}}
+    settings["federation"].setdefault("nginx", {}).update(host=env["LISTEN"], http_port=int(env["PROXY_PORT"]))
+    settings["federation"].setdefault("rabbitmq", {}).update(
+        host=env["LISTEN"],
+        port=int(env["BROKER_PORT"]),
+        mng_port=int(env["BROKER_MANAGEMENT_PORT"]),
+        password=env["SECRET_BROKER"],
+    )
     if env.get("DATABASE", "sqlite") != "sqlite":
         settings["database"]["engine"] = "mysql"
         settings["database"]["mysql"].update(
@@ -49,6 +48,7 @@ def main(conf: Path, partners: Path) -> None:
             passwd=env["SECRET_MYSQL"],
         )
     _write(path, settings)
+    mark.touch()
     path = conf / "job_default_config.yaml"
     defaults = yaml.safe_load(path.read_text(encoding="utf-8"))
     # By default each party reports the end of its task to the scheduler's server, once: if that one is just being

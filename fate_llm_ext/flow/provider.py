@@ -49,12 +49,16 @@ yaml = YAML()
 with open(path, encoding="utf-8") as file:
     settings = yaml.load(file)
 settings["default_provider"] = {"name": "fate", "version": version, "device": "local"}
-with open(os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-    yaml.dump(settings, file)
-before = os.stat(path)
-os.chmod(path + ".new", before.st_mode)
-os.chown(path + ".new", before.st_uid, before.st_gid)
-os.replace(path + ".new", path)
+before, new = os.stat(path), path + ".new"
+try:
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        yaml.dump(settings, file)
+    os.chown(new, before.st_uid, before.st_gid)
+    os.chmod(new, before.st_mode)
+    os.replace(new, path)
+finally:
+    if os.path.exists(new):
+        os.unlink(new)
 """
 
 

@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 SCRIPTS = sorted(DEPLOY.glob("*.sh"))
@@ -88,6 +90,7 @@ def test_every_setting_that_scripts_read_is_in_the_example() -> None:
         ("PROXY_PORT=9380", "is 9380, which another setting has too"),
         ("BROKER_EPMD_PORT=70000", "is 70000, no port"),
         ("FLOW_HTTP_PORT=http", "is http, no port"),
+        ("LISTEN=0.0.0.0", "LISTEN of .* is 0.0.0.0"),
         ("DATABASE=oracle", "DATABASE of .* is oracle"),
         ("DATABASE=mysql", "does not set MYSQL_PORT"),
         ("DATABASE=mysql MYSQL_PORT=9380", "is 9380, which another setting has too"),
@@ -190,12 +193,53 @@ def test_a_template_that_asks_for_more_is_an_error(site: Path) -> None:
 
 
 def test_only_partners_paths_pass_the_gateway() -> None:
-    pattern = re.search(r'\$uri !~ "([^"]+)"', (DEPLOY / "templates/nginx.conf").read_text(encoding="utf-8"))
+    pattern = re.search(r'\$request_uri !~ "([^"]+)"', (DEPLOY / "templates/nginx.conf").read_text(encoding="utf-8"))
     assert pattern
-    for path in ("/v2/partner/job/create", "/v2/scheduler/task/report", "/v2/server/fateflow"):
+    for path in ("/v2/partner/job/create", "/v2/scheduler/task/report", "/v2/server/fateflow", "/v2/partner/a_b?x=%20"):
         assert re.search(pattern[1], path), path
-    for path in ("/v2/job/submit", "/v2/output/model/download", "/v2/provider/register", "/x/v2/partner/job", "/"):
+    others = ("/v2/job/submit", "/v2/output/model/download", "/v2/provider/register", "/x/v2/partner/job", "/")
+    disguised = (
+        "/v2/partner/../job/submit",
+        "/v2/partner/%2e%2e/job",
+        "/v2/partner/x%20HTTP/1.1%0d%0aPOST",
+        "/v2/partner",
+    )
+    for path in (*others, *disguised):
         assert not re.search(pattern[1], path), path
+
+
+CONFIGURE = """
+load_site "$1"
+export SECRET_BROKER=first SECRET_MYSQL=
+mkdir -p "$SITE/conf"
+conf=$SITE/conf/service_conf.yaml
+[ -e "$conf" ] || echo '{"party_id": "1", "federation": {"osx": {}}}' >"$conf"
+echo '{}' >"$SITE/conf/job_default_config.yaml"
+"$2" "$DEPLOY/service_conf.py" "$SITE/conf" "$SITE/partners"
+"""
+
+
+def test_what_an_operator_has_set_outlives_a_new_partner(site: Path) -> None:
+    def configured() -> dict[str, Any]:
+        done = bash(CONFIGURE, site, sys.executable)
+        assert done.returncode == 0, done.stderr
+        return dict(yaml.safe_load((site / "conf/service_conf.yaml").read_text(encoding="utf-8")))
+
+    first = configured()
+    assert first["federation"]["rabbitmq"]["mode"] == "replication"
+    assert first["federation"]["nginx"] == {"host": "127.0.0.1", "http_port": 9390, "protocol": "http"}
+    first["federation"]["nginx"]["protocol"] = "https"
+    first["default_provider"]["version"] = "llm_ext_9.9.9"
+    (site / "conf/service_conf.yaml").write_text(yaml.safe_dump(first), encoding="utf-8")
+    setting(site, "PROXY_PORT=9391")
+    with (site / "partners").open("a", encoding="utf-8") as file:
+        file.write("10001 10.0.0.3 9390 5674\n")
+    second = configured()
+    assert second["federation"]["nginx"] == {"host": "127.0.0.1", "http_port": 9391, "protocol": "https"}
+    assert second["default_provider"]["version"] == "llm_ext_9.9.9"
+    routes = yaml.safe_load((site / "conf/rabbitmq_route_table.yaml").read_text(encoding="utf-8"))
+    assert {int(party): route["port"] for party, route in routes.items()} == {9999: 5672, 10000: 5673, 10001: 5674}
+    assert (site / "conf/service_conf.yaml").stat().st_mode & 0o777 == 0o600
 
 
 # --- processes ------------------------------------------------------------------------------------
