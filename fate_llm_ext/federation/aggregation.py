@@ -4,7 +4,7 @@ Each pair of owners agrees on a secret (Diffie-Hellman) and adds masks made of i
 the arbiter sees masked arrays and their mean. FATE's masks are floating-point numbers of limited size: they
 hide a value well, not perfectly; nothing here relies on them for a privacy guarantee.
 
-Three names on the wire serve a whole job: FATE's protocol is used itself, not the aggregator that FATE builds on it,
+Two names on the wire serve a whole job: FATE's protocol is used itself, not the aggregator that FATE builds on it,
 which makes six, one pair for weights that are always equal here and one for losses.
 
 FATE's receive waits for ever. Its calls therefore run in a thread of their own, while the main thread keeps
@@ -35,8 +35,10 @@ _MEAN_BYTES = 8
 _PIECE = 60_000  # numbers in one message
 _MOST_PIECES = 1 << 20
 
-_NAMES = ("mixed_client_values", "aggregated_values")
-_KEYS_NAME = "dh_pubkey"
+# Each new name is a set of queues on every broker: what owners send to the arbiter goes under that of their keys, which
+# go from owner to owner.
+_OWNERS_NAME = "dh_pubkey"
+_NAMES = (_OWNERS_NAME, "aggregated_values")
 
 _LARGEST = float(np.finfo(np.float32).max)  # the mean becomes weights again
 _SAME = 1e-3  # masks leave rounding errors
@@ -109,6 +111,7 @@ class SecureMean:
         if self._aggregator is None:
             open_all(self._ctx.federation, self._partners, _NAMES)
             self._aggregator = SecureAggregatorServer(self._ranks)
+            self._aggregator._send_name = _OWNERS_NAME
         head = self._exchange()
         if head.shape != (2,) or not 0.0 <= head[1] <= _MOST_PIECES:
             reason = f"the owners announce {head[1:].tolist()} messages, the limit is {_MOST_PIECES}"
@@ -126,8 +129,9 @@ class SecureMean:
         from fate.arch.protocol.secure_aggregation import SecureAggregatorClient
 
         open_all(self._ctx.federation, self._partners, _NAMES)
-        open_all(self._ctx.federation, self._others, (_KEYS_NAME,))
+        open_all(self._ctx.federation, self._others, (_OWNERS_NAME,))
         self._aggregator = SecureAggregatorClient()
+        self._aggregator._send_name = _OWNERS_NAME
         self._beside(lambda: self._aggregator.dh_exchange(self._ctx, self._ranks))
         self._count_keys(round)
 
