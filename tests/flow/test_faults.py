@@ -198,7 +198,7 @@ def test_the_gateway_restarts(federation: Federation) -> None:
 @pytest.mark.parametrize("party", ["10000", pytest.param("10001", marks=pytest.mark.slow)])
 def test_a_broker_restarts(federation: Federation, party: str) -> None:
     """Messages in a broker are lost with it; if none was, the job goes on, else it ends with an error that says so."""
-    job = Job(federation, site_check(200, silence_seconds=60))
+    job = Job(federation, site_check(500, silence_seconds=60))
     job.wait_for_log("10001", EXCHANGING)
     for command in ("stop", "start"):
         assert federation.site(party).script("broker", command).returncode == 0
@@ -236,7 +236,7 @@ def test_a_broker_is_gone(federation: Federation) -> None:
 
 
 def test_a_second_try_is_a_fresh_start(federation: Federation) -> None:
-    content = site_check(60)
+    content = site_check(400)
     content["dag"]["conf"]["auto_retries"] = 1
     job = Job(federation, content)
     job.wait_for_log("10001", EXCHANGING)
@@ -249,7 +249,7 @@ def test_a_second_try_is_a_fresh_start(federation: Federation) -> None:
 
 
 def test_a_failed_job_runs_again(federation: Federation) -> None:
-    job = Job(federation, site_check(60))
+    job = Job(federation, site_check(400))
     job.wait_for_log("10001", EXCHANGING)
     job.kill("10001", "execute")
     job.wait(60, status="failed")
