@@ -156,16 +156,21 @@ def exchange(python: str, brokers: dict[str, Any], engine: str, how: str) -> dic
     with tempfile.TemporaryDirectory() as data:
         spec = {"engine": engine, "how": how, "parties": parties, "session": f"b{uuid.uuid4().hex[:10]}", "data": data}
         spec |= {"brokers": brokers, "small": 30, "megabyte": 5}
-        processes = [
-            subprocess.Popen(
-                [python, str(Path(__file__).with_name("flow_round_party.py")), json.dumps({**spec, "party": party})],
+        processes = []
+        for party in parties:
+            process = subprocess.Popen(
+                [python, str(Path(__file__).with_name("flow_round_party.py"))],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
-            for party in parties
-        ]
-        outputs = [process.communicate()[0] for process in processes]
+            process.stdin.write(json.dumps({**spec, "party": party}))
+            process.stdin.close()
+            processes.append(process)
+        outputs = [process.stdout.read() for process in processes]
+        for process in processes:
+            process.wait()
     if any(process.returncode for process in processes):
         raise SystemExit(f"{how} over {engine} failed")
     guest, host, arbiter = (json.loads(text.splitlines()[-1]) for text in outputs)

@@ -1,6 +1,6 @@
 """One party of the channel's measurement: opens, exchanges, closes, cleans up, and says how long each took.
 
-    python flow_round_party.py '{"engine": ..., "how": "channel" or "fate", "party": [role, id], "parties": [...], ...}'
+    echo '{"engine": ..., "how": "channel" or "fate", "party": [role, id], ...}' | python flow_round_party.py
 
 The arbiter sends to each client and hears from it again. ``fate`` is FATE's own put and get from one thread,
 ``channel`` this package's. The last line is one JSON object; times in seconds.
@@ -169,4 +169,4 @@ def main(spec: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(json.load(sys.stdin))  # not as an argument: it holds passwords
