@@ -188,7 +188,7 @@ class AllAlgorithms:
         host = {"parties": [CLIENTS[1]], "tasks": {name: {"parameters": value} for name, value in own.items()}}
         content = {
             "dag": {
-                "conf": {"cores": 16, "task": {"timeout": 1800}},  # four tasks at once, as FATE Flow counts
+                "conf": {"task": {"timeout": 1800}},
                 "parties": EVERYONE,
                 "stage": "train",
                 "tasks": tasks,
