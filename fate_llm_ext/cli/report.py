@@ -50,10 +50,11 @@ def show_runs(runs: Sequence[Path], page: Path, jobs: Sequence[JobRuns] = ()) ->
 
     events = {run: read_events(run) for run in runs}
     groups = [[events[run] for run in job.runs] for job in jobs] or [list(events.values())]
+    outputs = ", ".join(map(str, runs))
     for index, found in enumerate(groups):
         if jobs:
             click.echo(f"{jobs[index].label or 'all runs'} ({len(found)} run(s))")
-        for line in result_lines(main_tables(result_tables(found))) or ["No results yet."]:
+        for line in result_lines(main_tables(result_tables(found))) or [f"No results to show; outputs: {outputs}"]:
             click.echo(line)
     for plot in utility_plots(groups):
         for line in table_lines(f"{plot.task}: privacy and utility", [plot.heads, *plot.rows], plot.note):
