@@ -18,6 +18,7 @@ from sites import CONF, ENVIRONMENT, PROGRAM, Federation, Site
 
 DAG = CONF / "dag.yaml"
 SMALL = "tasks.fedmkt_0.parameters.rounds=1"
+LONG = "tasks.fedmkt_0.parameters.rounds=8"  # so that there is time to strike
 JOB_ID = re.compile(r"\bjob (\d{15,})\b")
 
 
@@ -182,9 +183,9 @@ def test_a_killed_party_is_named_then_rerun_survives_a_restart_of_the_server(
     federation: Federation, watching: Callable[..., Watching], tmp_path: Path
 ) -> None:
     guest, host = federation.site("9999"), federation.site("10000")
-    job = watching(guest, "submit", DAG, "--wait", "--out", tmp_path / "guest", "--set", SMALL)
+    job = watching(guest, "submit", DAG, "--wait", "--out", tmp_path / "guest", "--set", LONG)
     job_id = job.job_id
-    job.until("private training")
+    job.until("standalone, round 0, training")
     os.kill(federation.workers(job_id)["10000"][0], signal.SIGKILL)
     killed = time.monotonic()
     assert job.end() == 1
@@ -217,7 +218,7 @@ def test_control_c_stops_the_job_everywhere_and_detach_does_not(
     guest, host = federation.site("9999"), federation.site("10000")
     job = watching(guest, "submit", DAG, "--wait", "--detach", "--out", tmp_path)
     job_id = job.job_id
-    job.until("started")
+    job.until("guest 9999: started")
     job.process.send_signal(signal.SIGINT)
     assert job.end(30) == 130
     assert "The job goes on" in job.text

@@ -85,7 +85,7 @@ def test_tables_and_site_file(federation: Federation, tmp_path: Path) -> None:
 
 def test_a_site_without_the_provider_is_named(federation: Federation) -> None:
     arbiter = federation.site("10001")
-    spec = json.loads((arbiter.folder / "provider.json").read_text())
+    spec = json.loads((arbiter.folder / "provider" / "provider.json").read_text())
     arbiter.flow("provider", "delete", "--name", "fate", "--version", spec["version"], "--device", "local")
     try:
         report = doctor(federation.site("9999"), "--parties", PARTIES)
@@ -95,7 +95,7 @@ def test_a_site_without_the_provider_is_named(federation: Federation) -> None:
         assert "arbiter 10001: Not found provider" in problem
         assert codes(doctor(arbiter)) == ["E808"]
     finally:
-        answer = arbiter.flow("provider", "register", "-c", arbiter.folder / "provider.json")
+        answer = arbiter.flow("provider", "register", "-c", arbiter.folder / "provider" / "provider.json")
     assert answer["code"] == 0
 
 
