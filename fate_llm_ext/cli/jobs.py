@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from fate_llm_ext.flow.server import FlowServer, TaskState
 
 _FOLLOW_SECONDS = 1.0
-_RESTART_SECONDS = 30.0
 
 
 @click.command()
@@ -99,14 +98,14 @@ def logs(job: str, task: Optional[str], role: Optional[str], follow: bool, error
 def stop(job: str, server: Optional[str]) -> None:
     """End JOB at all its sites."""
     from fate_llm_ext.errors import ExtensionError
-    from fate_llm_ext.flow import ending
+    from fate_llm_ext.flow import control
     from fate_llm_ext.flow.server import FlowServer
 
     flow = FlowServer(server)
     state = flow.job(job)
-    if ending.is_over(flow, job):
+    if control.is_over(flow, job):
         raise ExtensionError("E818", job=job, status=state.status, asked="stopped", advice="Nothing is left to do.")
-    ending.stop(flow, job)
+    control.stop(flow, job)
     click.echo(f"job {job} was stopped at all sites")
 
 
@@ -126,9 +125,9 @@ def rerun(
     detach: bool,
     out: Path,
 ) -> None:
-    """Start those tasks of JOB again that have not ended well; they go on where they can."""
+    """Start those tasks of JOB again that have not ended well, from their beginning."""
     from fate_llm_ext.errors import ExtensionError
-    from fate_llm_ext.flow import ending
+    from fate_llm_ext.flow import control
     from fate_llm_ext.flow.server import GOOD, FlowServer
 
     flow = FlowServer(server)
@@ -136,17 +135,11 @@ def rerun(
     if state.status in GOOD:
         facts = {"status": state.status, "asked": "started again"}
         raise ExtensionError("E818", job=job, **facts, advice="Submit the job file anew.")
-    if not ending.is_over(flow, job):
+    if not control.is_over(flow, job):
         advice = f"`fate-llm-ext stop {job}` first, or wait for its end."
         status = state.status + (", and a task runs on" if state.ended else "")
         raise ExtensionError("E818", job=job, status=status, asked="started again", advice=advice)
-    flow.rerun(job)
-    deadline = time.monotonic() + _RESTART_SECONDS
-    while flow.job(job).ended and time.monotonic() < deadline:  # the server does it at its next turn
-        time.sleep(0.5)
-    if flow.job(job).ended:
-        advice = "Look at the server's fate_flow_schedule.log, or submit the job file anew."
-        raise ExtensionError("E818", job=job, status=flow.job(job).status, asked="started again", advice=advice)
+    control.restart(flow, job)
     click.echo(f"job {job} starts again")
     if wait:
         context.exit(watch(flow, job, out, quiet, timeout, detach))

@@ -99,7 +99,7 @@ def _show(server: FlowServer, state: JobState, out: Path, error: Optional[Extens
 def _interrupted(server: FlowServer, job_id: str, number: int, detach: bool) -> ExtensionError:
     """What became of the job when watching was interrupted; a second Ctrl-C ends the attempt to stop it."""
     from fate_llm_ext.errors import ExtensionError
-    from fate_llm_ext.flow import ending
+    from fate_llm_ext.flow import control
 
     name = signal.Signals(number).name
     if number != signal.SIGINT or detach:
@@ -107,7 +107,7 @@ def _interrupted(server: FlowServer, job_id: str, number: int, detach: bool) -> 
         return ExtensionError("E817", job=job_id, signal=name, consequence="The job goes on.", advice=advice)
     click.echo(f"stopping job {job_id} at all sites ...", err=True)
     try:
-        ending.stop(server, job_id)
+        control.stop(server, job_id)
     except ExtensionError as error:
         consequence, advice = f"The job could not be stopped: {error.problem}", f"`fate-llm-ext stop {job_id}`."
     else:

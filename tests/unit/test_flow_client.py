@@ -16,7 +16,7 @@ from flow_server import JOB, PREFIX, Handler, archive, data, event, job_row, log
 
 from fate_llm_ext.cli.board import LiveBoard, PlainBoard
 from fate_llm_ext.errors import ExtensionError
-from fate_llm_ext.flow import connection, ending, failure, follow
+from fate_llm_ext.flow import connection, control, failure, follow
 from fate_llm_ext.flow.archive import unpack
 from fate_llm_ext.flow.connection import find_account
 from fate_llm_ext.flow.fetch import fetch
@@ -413,8 +413,8 @@ def test_elsewhere_names_whom_to_ask() -> None:
 
 
 def test_stop_is_asked_again_while_a_task_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ending, "SECONDS_EACH", 0.1)
-    monkeypatch.setattr(ending, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(control, "SECONDS_EACH", 0.1)
+    monkeypatch.setattr(control, "_POLL_SECONDS", 0.02)
     posts: list[str] = []
 
     def tasks(*_: Any) -> Any:
@@ -426,12 +426,38 @@ def test_stop_is_asked_again_while_a_task_runs_on(monkeypatch: pytest.MonkeyPatc
 
     with running(job__query=data([job_row("canceled")]), job__task__query=tasks, job__stop=stop) as server:
         flow = FlowServer(server.address)
-        assert not ending.is_over(flow, JOB)
-        ending.stop(flow, JOB)
+        assert not control.is_over(flow, JOB)
+        control.stop(flow, JOB)
         assert posts == [JOB] * 3
         server.answers["/job/task/query"] = data([task_row("running")])
-        assert "Repeat" in refused("E818", ending.stop, flow, JOB)
-        assert len(posts) == 3 + ending.REQUESTS
+        assert "Repeat" in refused("E818", control.stop, flow, JOB)
+        assert len(posts) == 3 + control.REQUESTS
+
+
+def test_restart_is_asked_again_until_there_is_a_new_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler had not noticed the end: the job waits for a moment, and ends once more."""
+    monkeypatch.setattr(control, "SECONDS_EACH", 0.3)
+    monkeypatch.setattr(control, "RESTART_SECONDS", 2.0)
+    monkeypatch.setattr(control, "_POLL_SECONDS", 0.02)
+    posts: list[str] = []
+    needed = 3
+
+    def tasks(*_: Any) -> Any:
+        first = task_row("canceled", task_version="0")
+        return data([first] if len(posts) < needed else [first, task_row("waiting", task_version="1")])
+
+    def rerun(_handler: Handler, arguments: dict[str, Any]) -> Any:
+        posts.append(arguments["job_id"])
+        return data(None)
+
+    with running(job__query=data([job_row("waiting")]), job__task__query=tasks, job__rerun=rerun) as server:
+        flow = FlowServer(server.address)
+        control.restart(flow, JOB)
+        assert posts == [JOB] * 3
+        needed = 1_000
+        assert "fate_flow_schedule.log" in refused("E818", control.restart, flow, JOB)
+        server.answers["/job/query"] = data([job_row("running")])
+        control.restart(flow, JOB)  # it runs, at other sites
 
 
 # --- fetching -------------------------------------------------------------------------------------------
