@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from fate_llm_ext.errors import ExtensionError
-from fate_llm_ext.flow.server import FlowServer
+from fate_llm_ext.flow.server import ENDED, FlowServer
 
 REQUESTS = 5
 SECONDS_EACH = 4.0
@@ -53,9 +53,11 @@ def restart(server: FlowServer, job_id: str) -> None:
         server.rerun(job_id)
         asked = running = time.monotonic()
         while time.monotonic() - asked < SECONDS_EACH:
-            if any(task.version > before.get((task.task, task.party), -1) for task in server.tasks(job_id)):
+            status = server.job(job_id).status
+            again = any(task.version > before.get((task.task, task.party), -1) for task in server.tasks(job_id))
+            if again and status not in ENDED:  # the job's own status follows at the scheduler's next turn
                 return
-            if server.job(job_id).status != "running":
+            if status != "running":
                 running = time.monotonic()
             elif time.monotonic() - running > SECONDS_EACH / 2:  # it runs, at other sites
                 return

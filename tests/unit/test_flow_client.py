@@ -454,6 +454,9 @@ def test_restart_is_asked_again_until_there_is_a_new_try(monkeypatch: pytest.Mon
         flow = FlowServer(server.address)
         control.restart(flow, JOB)
         assert posts == [JOB] * 3
+        server.answers["/job/query"] = data([job_row("canceled")])
+        assert "fate_flow_schedule.log" in refused("E818", control.restart, flow, JOB), "a new try of an ended job"
+        server.answers["/job/query"] = data([job_row("waiting")])
         needed = 1_000
         assert "fate_flow_schedule.log" in refused("E818", control.restart, flow, JOB)
         server.answers["/job/query"] = data([job_row("running")])
