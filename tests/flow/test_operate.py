@@ -87,27 +87,27 @@ def walk(packages: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
         **({"UV": str(uv)} if uv.exists() else {}),
     }
     output = folder.with_name("output.txt")
-    with output.open("w") as file:
-        process = subprocess.Popen(
-            ["bash", str(script)],
-            cwd=REPOSITORY,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            process.wait(SECONDS)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    text = output.read_text(errors="replace")
-    pieces = re.split(r"^### (\d+)\n", text, flags=re.MULTILINE)
     try:
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                ["bash", str(script)],
+                cwd=REPOSITORY,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                process.wait(SECONDS)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+        text = output.read_text(errors="replace")
+        pieces = re.split(r"^### (\d+)\n", text, flags=re.MULTILINE)
         yield Walk(folder, base, dict(zip(map(int, pieces[1::2]), pieces[2::2])), process.returncode, text[-6000:])
-    finally:
+    finally:  # also when the walk is interrupted
         down = ["bash", str(REPOSITORY / "deploy/federation.sh"), "down", str(folder)]
         subprocess.run(down, env=ENVIRONMENT, check=False, timeout=120)
         for stray in touching(folder):
