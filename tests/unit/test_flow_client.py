@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 import tarfile
 import threading
 import time
@@ -74,6 +75,7 @@ def test_flow_init_file_is_read_without_importing_the_client(tmp_path: Path, mon
         "flow_service: {api_version: v2, ip: 10.1.1.1, port: 7, app_id: me, app_token: t}"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "fate_client", raising=False)  # the real one, of another test
     account = find_account()
     assert (account.address, account.app_id, account.token) == ("10.1.1.1:7", "me", "t")
     assert find_account("10.1.1.2:7").app_id == ""  # credentials are for that server
