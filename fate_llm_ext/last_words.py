@@ -42,7 +42,7 @@ def main() -> None:
     status = _status(state)
     # Without an answer: FATE Flow kills a worker with its parent, which otherwise waits until this process ends.
     by_flow = status in ENDED if status else not _lives(state["parent"])
-    kind = "killed" if not by_flow else "stopped" if _job(state) == "canceled" else "ended"
+    kind = "killed" if not by_flow else "stopped" if _canceled(state) else "ended"
     text = str(state[kind]).replace("{doing}", doing)
     if not state.get("reported"):
         _quietly(report, state["server"], state["execution"], text, REPORT_SECONDS)
@@ -114,16 +114,17 @@ def _was_stopped(state: Dict[str, Any]) -> bool:
     """Whether the job that failed here at first turns out to have been stopped."""
     deadline = time.monotonic() + STOPPED_SECONDS
     while time.monotonic() < deadline:
-        if _job(state) == "canceled":
+        if _canceled(state):
             return True
         time.sleep(0.5)
     return False
 
 
-def _job(state: Dict[str, Any]) -> str:
-    """What this site's FATE Flow says about the job."""
-    found = [str(job.get("status")) for job in _ask(state, "job/query", {"job_id": state["query"]["job_id"]})]
-    return "canceled" if "canceled" in found else "".join(found[:1])
+def _canceled(state: Dict[str, Any]) -> bool:
+    """Whether this site's FATE Flow says that somebody stopped the job."""
+    return any(
+        job.get("status") == "canceled" for job in _ask(state, "job/query", {"job_id": state["query"]["job_id"]})
+    )
 
 
 def _ask(state: Dict[str, Any], what: str, query: Dict[str, Any]) -> List[Dict[str, Any]]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from fate_llm_ext.errors import ExtensionError, Problem
-from fate_llm_ext.flow.connection import Connection, find_account
 from fate_llm_ext.flow.provider import PROVIDER, VERSION
 from fate_llm_ext.flow.provider import examine as examine_provider
 from fate_llm_ext.flow.server import FlowServer
@@ -58,7 +57,7 @@ def examine(address: Optional[str] = None, sites: Optional[Path] = None) -> Site
         server = FlowServer(address)
         report.address = server.address
         _server(report, server)
-        conf = _provider(report, server, _providers(address))
+        conf = _provider(report, server, server.providers())
     except ExtensionError as error:
         report.wrong("server", error)
         return report
@@ -85,12 +84,6 @@ def _server(report: SiteReport, server: FlowServer) -> None:
     report.party = server.party_id() or ""
     plays = f"party {report.party}" if report.party else "all parties by itself"
     report.found["server"] = f"FATE Flow {version or '(no version)'} at {server.address}, {plays}"
-
-
-def _providers(address: Optional[str]) -> List[Dict[str, Any]]:
-    """All registered versions of the provider `fate`."""
-    answer = Connection(find_account(address)).get("/provider/query", name="fate") or {}
-    return list(answer.get("data") or [])
 
 
 def _provider(report: SiteReport, server: FlowServer, known: List[Dict[str, Any]]) -> str:

@@ -238,8 +238,12 @@ class FlowServer:
 
     def query_provider(self, name: str, version: str) -> Optional[Dict[str, Any]]:
         """A registered provider, None if there is none of that name and version."""
-        found = self._data("/provider/query", name=name, version=version) or []
-        return dict(found[0]) if found else None
+        found = self.providers(name, version=version)
+        return found[0] if found else None
+
+    def providers(self, name: str = "fate", **only: Any) -> List[Dict[str, Any]]:
+        """The registered providers of a name, all versions unless one is asked for."""
+        return [dict(one) for one in self._data("/provider/query", name=name, **only) or []]
 
     def register_provider(self, spec: Mapping[str, Any]) -> None:
         """Register a provider, or change one of the same name and version."""
